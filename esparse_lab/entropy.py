@@ -1,0 +1,132 @@
+"""Information entropy of activation channels (E-Sparse, Eq. 1).
+
+Activations are laid out [token, channel]. Entropies are in nats.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from esparse_lab.errors import InputError, unknown
+
+BinRange = Literal["channel", "layer", "percentile"]
+
+# Bin numbers of this many values are held at once (8 bytes each).
+VALUES_AT_ONCE = 1 << 23
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How a channel's values are sorted into bins before the entropy is taken.
+
+    Attributes:
+        bins: number of equal-width bins, K in the paper, which uses 100.
+        bin_range: what the bins span. "channel" takes each channel's own smallest and largest
+            value, so the entropy ignores scale; "layer" takes one range for all channels of the
+            layer, so a quiet channel beside a loud one fills few bins; "percentile" takes each
+            channel's 0.1 and 99.9 percent quantiles, with values beyond them counted in the end
+            bins, so a few outliers do not empty the rest. The paper does not say which.
+        skip_first: leave out position 0 of every sequence, where models place attention sinks.
+    """
+
+    bins: int = 100
+    bin_range: BinRange = "channel"
+    skip_first: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bins < 2:
+            raise InputError(f"bins must be at least 2, got {self.bins}.")
+        if self.bin_range not in get_args(BinRange):
+            raise unknown("bin range", self.bin_range, get_args(BinRange))
+
+
+@dataclass(frozen=True)
+class BinnedEntropy:
+    """Entropy of each channel, and the range that its bins spanned (each of shape [channel])."""
+
+    entropy: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def channel_entropy(
+    activations: Tensor, *, bins: int = 100, bin_range: BinRange = "channel"
+) -> Tensor:
+    """Shannon entropy of the histogram of each channel's values.
+
+    Args:
+        activations: what one linear layer reads, [token, channel]; any float dtype, finite.
+        bins: number of equal-width bins, at least 2.
+        bin_range: what the bins span; see `Histogram`.
+
+    Returns:
+        Entropy in nats, float32 [channel], from 0 (a constant channel) to log(bins).
+
+    Raises:
+        InputError: if `bins` is under 2, there is no token, or a value is not finite.
+
+    Source: Li et al. 2023, arXiv 2310.15929, section 3.2, Eq. 1.
+
+    >>> channel_entropy(torch.tensor([[0.0, 5.0], [1.0, 5.0]]), bins=2)
+    tensor([0.6931, 0.0000])
+    """
+    return binned_entropy([activations], Histogram(bins, bin_range)).entropy
+
+
+def binned_entropy(chunks: Sequence[Tensor], histogram: Histogram) -> BinnedEntropy:
+    """Entropy of each channel over tokens that arrive in several chunks, each [token, channel].
+
+    The result is exact: the range is taken over all chunks before any value is counted.
+    """
+    n_tokens = sum(len(chunk) for chunk in chunks)
+    if n_tokens == 0:
+        raise InputError("No tokens: the entropy of a channel needs at least one activation.")
+    low, high = _ranges(chunks, histogram.bin_range)
+    bad = ~(low.isfinite() & high.isfinite())
+    if bad.any():
+        raise InputError(f"{int(bad.sum())} of {len(bad)} channels hold NaN or infinite values.")
+    bins = histogram.bins
+    # A constant channel has no width: with a span of 1 all its values fall into bin 0.
+    per_bin = bins / torch.where(high > low, high - low, 1.0)
+    counts = sum(_counts(chunk, low, per_bin, bins) for chunk in chunks)
+    probability = counts.double() / n_tokens
+    return BinnedEntropy(torch.special.entr(probability).sum(dim=1).float(), low, high)
+
+
+def _ranges(chunks: Sequence[Tensor], bin_range: BinRange) -> tuple[Tensor, Tensor]:
+    """Lower and upper end of each channel's bins, float32 [channel]."""
+    if bin_range == "percentile":
+        return _percentiles(torch.cat([chunk.float() for chunk in chunks]))
+    # torch.aminmax hands NaN on, so a broken channel is seen in its range.
+    extremes = [torch.aminmax(chunk, dim=0) for chunk in chunks]
+    low = torch.stack([e.min for e in extremes]).amin(dim=0).float()
+    high = torch.stack([e.max for e in extremes]).amax(dim=0).float()
+    if bin_range == "layer":
+        low, high = low.amin().expand_as(low), high.amax().expand_as(high)
+    return low, high
+
+
+def _percentiles(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The 0.1 and 99.9 percent quantiles of each column, lower value of the two neighbours."""
+    last = len(values) - 1
+    low, high = math.floor(0.001 * last), math.ceil(0.999 * last)
+    low, high = (values.kthvalue(k + 1, dim=0).values for k in (low, high))
+    finite = values.isfinite().all(dim=0)
+    return low.where(finite, math.nan), high.where(finite, math.nan)
+
+
+def _counts(chunk: Tensor, low: Tensor, per_bin: Tensor, bins: int) -> Tensor:
+    """How many values of each channel fall into each bin, int64 [channel, bin]."""
+    n_channels = chunk.shape[1]
+    # Numbering the (channel, bin) pairs lets one bincount serve every channel; a one-hot tensor
+    # would take token x channel x bins.
+    first_bin = bins * torch.arange(n_channels, device=chunk.device)
+    counts = torch.zeros(n_channels * bins, dtype=torch.int64, device=chunk.device)
+    for part in chunk.split(max(1, VALUES_AT_ONCE // n_channels)):
+        bin_index = ((part.float() - low) * per_bin).clamp_(0, bins - 1).long().add_(first_bin)
+        counts += torch.bincount(bin_index.flatten(), minlength=n_channels * bins)
+    return counts.view(n_channels, bins)

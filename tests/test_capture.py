@@ -1,0 +1,112 @@
+"""Block-by-block capture against the model's own forward."""
+
+import pytest
+import torch
+from conftest import TINY_CONFIGS, random_model
+
+from esparse_lab import EsparseError, InputError, LayerStats, collect_layer_stats, layer_inputs
+from esparse_lab.architectures import prunable_layers
+from esparse_lab.capture import BlockWalk, on_input
+
+
+def inputs_of_whole_forward(model, tokens) -> dict[str, torch.Tensor]:
+    """What each layer reads when the model simply runs, one sequence at a time."""
+    read = {name: [] for name in prunable_layers(model)}
+    handles = [
+        layer.register_forward_hook(lambda _m, args, _o, name=name: read[name].append(args[0]))
+        for name, layer in prunable_layers(model).items()
+    ]
+    with torch.no_grad():
+        for sequence in tokens:
+            model(sequence[None])
+    for handle in handles:
+        handle.remove()
+    return {name: torch.cat(x) for name, x in read.items()}
+
+
+@pytest.mark.parametrize("model_type", TINY_CONFIGS)
+def test_walk_reads_what_a_whole_forward_reads(model_type, tokens):
+    model = random_model(model_type)
+    stats = collect_layer_stats(model, tokens, progress=False)
+    expected = inputs_of_whole_forward(model, tokens)
+    assert list(stats) == list(expected)
+    for name, activations in expected.items():
+        whole = LayerStats.of(activations)
+        torch.testing.assert_close(stats[name].norm, whole.norm)
+        torch.testing.assert_close(stats[name].low, whole.low)
+        torch.testing.assert_close(stats[name].entropy, whole.entropy, atol=0.05, rtol=0)
+        torch.testing.assert_close(layer_inputs(model, tokens, name), activations)
+
+
+def test_batches_of_different_size_agree(tiny_llama, tokens, monkeypatch):
+    whole = collect_layer_stats(tiny_llama, tokens, progress=False)
+    monkeypatch.setattr("esparse_lab.capture.TOKENS_AT_ONCE", {"cpu": 24})  # 2 + 2 + 1 sequences
+    for name, stats in collect_layer_stats(tiny_llama, tokens, progress=False).items():
+        torch.testing.assert_close(stats.norm, whole[name].norm)
+        assert stats.n_sequences == 5
+
+
+def test_layers_that_read_one_activation_share_statistics(tiny_llama, tokens):
+    stats = collect_layer_stats(tiny_llama, tokens, progress=False)
+    prefix = "model.layers.1.self_attn"
+    assert stats[f"{prefix}.q_proj"] is stats[f"{prefix}.v_proj"]
+    assert stats[f"{prefix}.q_proj"] is not stats[f"{prefix}.o_proj"]
+
+
+def test_each_block_runs_once(tiny_llama, tokens):
+    runs = []
+    block = tiny_llama.model.layers[1]
+    handle = block.register_forward_hook(lambda *_: runs.append(1))
+    try:
+        collect_layer_stats(tiny_llama, tokens, progress=False)
+    finally:
+        handle.remove()
+    # Once to learn the arguments (nothing is computed) and once for the five sequences together.
+    assert len(runs) == 2
+
+
+def hooks_and_overrides(model) -> int:
+    return sum(
+        len(m._forward_pre_hooks) + len(m._forward_hooks) + ("forward" in m.__dict__)
+        for m in model.modules()
+    )
+
+
+def test_nothing_is_left_on_the_model(tiny_llama, tokens):
+    logits = tiny_llama(tokens).logits
+    collect_layer_stats(tiny_llama, tokens, progress=False)
+    assert hooks_and_overrides(tiny_llama) == 0
+    assert torch.equal(tiny_llama(tokens).logits, logits)
+
+
+def test_nothing_is_left_on_the_model_after_an_error(tiny_llama, tokens):
+    tiny_llama.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(EsparseError, match=r"layers\.1\.mlp\.down_proj: 1 of 40 input channels"):
+        collect_layer_stats(tiny_llama, tokens, progress=False)
+    assert hooks_and_overrides(tiny_llama) == 0
+
+
+def test_hook_comes_off_when_its_body_raises(tiny_llama):
+    layer = tiny_llama.model.layers[0].mlp.up_proj
+    with pytest.raises(KeyboardInterrupt), on_input(layer, print):
+        raise KeyboardInterrupt
+    assert hooks_and_overrides(tiny_llama) == 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.zeros(3, dtype=torch.int64), "int64 tokens of shape"),
+        (torch.zeros(2, 3), "got torch.float32"),
+        (torch.zeros(0, 3, dtype=torch.int64), r"shape \[0, 3\]"),
+        (torch.full((1, 3), 256), "the model knows 0 to 255"),
+    ],
+)
+def test_tokens_that_do_not_fit_say_why(tiny_llama, bad, message):
+    with pytest.raises(InputError, match=message):
+        BlockWalk.start(tiny_llama, bad)
+
+
+def test_unknown_layer_suggests(tiny_llama, tokens):
+    with pytest.raises(InputError, match=r"Did you mean 'model\.layers\.0\.mlp\.up_proj'"):
+        layer_inputs(tiny_llama, tokens, "model.layers.0.mlp.upproj")

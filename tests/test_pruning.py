@@ -1,0 +1,144 @@
+"""Pruning a whole model: what is dropped, from which statistics, and what is left alone."""
+
+import copy
+
+import pytest
+import torch
+from conftest import TINY_CONFIGS, random_model
+
+from esparse_lab import (
+    METHODS,
+    SEARCHES,
+    BlockShuffle,
+    EsparseError,
+    InputError,
+    Magnitude,
+    Pattern,
+    Recipe,
+    Wanda,
+    check_nm,
+    prunable_layers,
+    prune_model,
+)
+
+PATTERN = Pattern(2, 4)
+
+
+def wanda_by_hand(model, tokens, pattern: Pattern) -> dict[str, torch.Tensor]:
+    """Wanda's loop written as its paper describes it: dense block, masks, pruned block, next."""
+    masks = {}
+    captured: dict[str, list] = {}
+
+    def catch(name):
+        return lambda _m, args: captured.setdefault(name, []).append(args[0].double())
+
+    for index in range(len(model.model.layers)):
+        layers = {n: m for n, m in prunable_layers(model).items() if f".{index}." in n}
+        handles = [m.register_forward_pre_hook(catch(n)) for n, m in layers.items()]
+        with torch.no_grad():
+            for sequence in tokens:
+                model(sequence[None])  # blocks before this one are pruned already
+        for handle in handles:
+            handle.remove()
+        for name, layer in layers.items():
+            squares = torch.stack([x.flatten(0, 1).square().sum(0) for x in captured[name]])
+            score = layer.weight.data.double().abs() * squares.mean(0).sqrt()
+            mask = torch.zeros_like(score, dtype=torch.bool)
+            for start in range(0, score.shape[1], pattern.m):
+                group = score[:, start : start + pattern.m]
+                best = group.topk(min(pattern.n, group.shape[1]), dim=1).indices + start
+                mask.scatter_(1, best, True)
+            layer.weight.data[~mask] = 0
+            masks[name] = mask
+    return masks
+
+
+@pytest.mark.parametrize("model_type", TINY_CONFIGS)
+def test_sequential_wanda_equals_its_description(model_type, tokens):
+    ours, theirs = random_model(model_type), random_model(model_type)
+    pruned = prune_model(ours, tokens, Recipe(Wanda(), PATTERN), progress=False)
+    expected = wanda_by_hand(theirs, tokens, PATTERN)
+    for layer in pruned:
+        assert torch.equal(layer.mask, expected[layer.name]), layer.name
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_pruned_weights_are_nm_in_their_order_and_else_untouched(method, search, tokens):
+    model = random_model("llama")
+    dense = copy.deepcopy(model)
+    pruned = prune_model(model, tokens, Recipe(method(), PATTERN, search), progress=False)
+    by_name = {layer.name: layer for layer in pruned}
+    assert list(by_name) == list(prunable_layers(model))
+    untouched = set(dict(model.named_parameters())) - {f"{name}.weight" for name in by_name}
+    for name in untouched:
+        assert torch.equal(model.get_parameter(name), dense.get_parameter(name))
+    for name, layer in prunable_layers(model).items():
+        record = by_name[name]
+        weight = layer.weight.data
+        assert torch.equal(weight, dense.get_submodule(name).weight * record.mask)
+        assert (record.order is None) == (search is None)
+        check_nm(weight if search is None else weight[:, record.order.index], PATTERN)
+        assert float(record.mask.float().mean()) == 0.5
+        assert 0.5 < record.retained_share < 1
+
+
+def test_layers_that_share_an_input_share_an_order(tiny_llama, tokens):
+    pruned = prune_model(tiny_llama, tokens, Recipe(Wanda(), PATTERN, BlockShuffle()), progress=0)
+    orders = {layer.name.split(".", 3)[3]: layer.order for layer in pruned if ".1." in layer.name}
+    assert orders["self_attn.q_proj"] is orders["self_attn.v_proj"]
+    assert orders["mlp.gate_proj"] is orders["mlp.up_proj"]
+    assert orders["self_attn.o_proj"] is not orders["self_attn.q_proj"]
+
+
+def test_dense_calibration_reads_the_unpruned_model(tokens):
+    def masks(calibration, seed=0):
+        model = random_model("llama", seed)
+        recipe = Recipe(Wanda(), Pattern(1, 4), calibration=calibration)
+        return {p.name: p.mask for p in prune_model(model, tokens, recipe, progress=False)}
+
+    sequential, dense = masks("sequential"), masks("dense")
+    first = [n for n in dense if n.startswith("model.layers.0.")]
+    assert all(torch.equal(sequential[n], dense[n]) for n in first)
+    assert any(not torch.equal(sequential[n], dense[n]) for n in dense)
+
+
+def test_magnitude_needs_no_tokens(tiny_llama):
+    assert prune_model(tiny_llama, None, Recipe(Magnitude(), PATTERN), progress=False)
+    with pytest.raises(InputError, match="needs calibration tokens"):
+        prune_model(tiny_llama, None, Recipe(Wanda(), PATTERN), progress=False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", [Magnitude(), Wanda()])
+def test_broken_weights_name_the_layer(tiny_llama, tokens, value, method):
+    tiny_llama.model.layers[1].self_attn.o_proj.weight.data[2, 3] = value
+    with pytest.raises(EsparseError, match=r"layers\.1\.(self_attn\.o_proj|mlp\.gate_proj): 1?"):
+        prune_model(tiny_llama, tokens, Recipe(method, PATTERN), progress=False)
+
+
+def test_unknown_calibration_suggests():
+    with pytest.raises(InputError, match="Did you mean 'sequential'"):
+        Recipe(Wanda(), PATTERN, calibration="sequental")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_models_stay_half(tokens, dtype):
+    model = random_model("llama").to(dtype)
+    prune_model(model, tokens, Recipe(METHODS["esparse"](), PATTERN), progress=False)
+    for layer in prunable_layers(model).values():
+        assert layer.weight.dtype == dtype
+        check_nm(layer.weight.data, PATTERN)
+
+
+@pytest.mark.gpu
+def test_gpu_and_cpu_prune_alike(tokens):
+    masks = []
+    for device in ("cpu", "cuda"):
+        model = random_model("llama").to(device)
+        recipe = Recipe(METHODS["esparse"](), PATTERN)
+        masks.append([p.mask for p in prune_model(model, tokens, recipe, progress=False)])
+    same = sum(int((a == b).sum()) for a, b in zip(*masks, strict=True))
+    assert same / sum(m.numel() for m in masks[0]) > 0.999
