@@ -51,3 +51,11 @@ def scores() -> torch.Tensor:
     """Scores whose channels differ in scale, [row, in]."""
     generator = torch.Generator().manual_seed(2)
     return torch.rand(6, 24, generator=generator) * torch.rand(24, generator=generator) ** 2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what this machine cannot run."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,238 @@
+"""Measurements that take long enough to be kept: each is computed once and then read from disk."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.std import tqdm
+from transformers import PreTrainedModel
+
+from esparse_lab.architectures import prunable_layers, transformer_blocks
+from esparse_lab.capture import collect_layer_stats
+from esparse_lab.corpora import tokens_sha256
+from esparse_lab.errors import unknown
+from esparse_lab.masks import Pattern
+from esparse_lab.methods import PruningMethod, make_method
+from esparse_lab.models import LoadedModel
+from esparse_lab.permutation import SEARCHES, OrderSearch, retained_share, search_order
+from esparse_lab.perplexity import perplexity
+from esparse_lab.pruning import Recipe, prune_model
+from esparse_lab.result_cache import cached
+from esparse_lab.tables import layer_place
+
+
+def ladder(
+    methods: Iterable[str],
+    patterns: Iterable[str],
+    searches: Iterable[str],
+    *,
+    shuffled: Iterable[str] = ("esparse",),
+    **esparse_settings,
+) -> list[Recipe]:
+    """Recipes for every method and pattern, and for every search where the method is `shuffled`.
+
+    Args:
+        methods: names in `METHODS`.
+        patterns: such as "2:4".
+        searches: names in `SEARCHES`; methods that are not `shuffled` take "none" alone.
+        shuffled: methods that are tried with every search.
+        **esparse_settings: settings of E-Sparse, such as alpha.
+
+    Raises:
+        InputError: for a name or a pattern that is not known.
+    """
+    searches, shuffled = list(searches), list(shuffled)
+    recipes = []
+    for pattern in map(Pattern.parse, patterns):
+        for name in methods:
+            method = make_method(name, **(esparse_settings if name == "esparse" else {}))
+            recipes.extend(
+                Recipe(method, pattern, named_search(search))
+                for search in (searches if name in shuffled else ["none"])
+            )
+    return recipes
+
+
+def named_search(name: str) -> OrderSearch | None:
+    """The entry of `SEARCHES` called `name`; raises `InputError` with the nearest names."""
+    if name not in SEARCHES:
+        raise unknown("search", name, SEARCHES)
+    return SEARCHES[name]
+
+
+def search_name(search: OrderSearch | None) -> str:
+    """The name of a search in `SEARCHES`, else its settings."""
+    return next((name for name, known in SEARCHES.items() if known == search), repr(search))
+
+
+def perplexity_ladder(
+    loaded: LoadedModel,
+    calibration: Tensor,
+    test: Tensor,
+    recipes: Iterable[Recipe],
+    *,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Perplexity of the dense model and after each recipe; the model is left as it was.
+
+    Each cell is kept on disk under the model's revision, both token sets and the recipe, so a run
+    that is stopped goes on where it was.
+
+    Args:
+        loaded: the dense model.
+        calibration: int64 [sequence, position].
+        test: int64 [window, position].
+        recipes: what to try; see `ladder`.
+        progress: show bars.
+
+    Returns:
+        Columns: method, settings, pattern, search, dense, perplexity, retained_share (mean over
+        layers), prune_seconds (with forward passes), eval_seconds, device. The dense model first.
+    """
+    key = {
+        "model": loaded.revision,
+        "name": loaded.name,
+        "dtype": str(loaded.model.dtype),
+        "device": loaded.model.device.type,
+        "test": tokens_sha256(test),
+    }
+    dense = {
+        "method": "dense",
+        "settings": "",
+        "pattern": "",
+        "search": "none",
+        "dense": True,
+        "retained_share": 1.0,
+        "prune_seconds": 0.0,
+    }
+    rows = [dense | cached(key, lambda: _measured(loaded.model, test, progress))]
+    for recipe in tqdm(list(recipes), "ladder", unit="recipe", disable=not progress):
+        cell = key | {"calibration": tokens_sha256(calibration), "recipe": repr(recipe)}
+        if not recipe.method.needs_stats:
+            cell["calibration"] = None
+        rows.append(
+            cached(cell, lambda r=recipe: _pruned_cell(loaded, calibration, test, r, progress))
+        )
+    return pd.DataFrame(rows)
+
+
+def _measured(model: PreTrainedModel, test: Tensor, progress: bool) -> dict:
+    started = time.perf_counter()
+    value = perplexity(model, test, progress=progress).value
+    return {
+        "perplexity": value,
+        "eval_seconds": time.perf_counter() - started,
+        "device": _device_name(model),
+    }
+
+
+def _pruned_cell(
+    loaded: LoadedModel, calibration: Tensor, test: Tensor, recipe: Recipe, progress: bool
+) -> dict:
+    with weights_restored(loaded.model):
+        started = time.perf_counter()
+        layers = prune_model(loaded.model, calibration, recipe, progress=progress)
+        prune_seconds = time.perf_counter() - started
+        measured = _measured(loaded.model, test, progress)
+    return {
+        "method": _method_name(recipe.method),
+        "settings": repr(recipe.method),
+        "pattern": str(recipe.pattern),
+        "search": search_name(recipe.search),
+        "dense": False,
+        "retained_share": sum(layer.retained_share for layer in layers) / len(layers),
+        "prune_seconds": prune_seconds,
+        **measured,
+    }
+
+
+def _method_name(method: PruningMethod) -> str:
+    return type(method).__name__.lower()
+
+
+def _device_name(model: PreTrainedModel) -> str:
+    if model.device.type == "cuda":
+        return torch.cuda.get_device_name(model.device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+@contextmanager
+def weights_restored(model: PreTrainedModel) -> Iterator[None]:
+    """Put every prunable weight back as it was when the block ends, also after an error."""
+    layers = prunable_layers(model)
+    kept = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, layer in layers.items():
+                layer.weight.copy_(kept[name])
+
+
+def retained_table(
+    loaded: LoadedModel,
+    calibration: Tensor,
+    method: PruningMethod,
+    pattern: Pattern,
+    searches: Mapping[str, OrderSearch | None],
+    *,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Score that each layer keeps under each search's channel order, statistics of the dense model.
+
+    Layers that read the same activation are ordered together, on their stacked scores.
+
+    Returns:
+        Columns: layer, block, role, search, retained_share (0 to 1), seconds (of the search, shared
+        equally by the layers ordered together).
+    """
+    key = {
+        "table": "retained",
+        "model": loaded.revision,
+        "name": loaded.name,
+        "dtype": str(loaded.model.dtype),
+        "device": loaded.model.device.type,
+        "calibration": tokens_sha256(calibration),
+        "method": repr(method),
+        "pattern": dataclasses.asdict(pattern),
+        "searches": {label: repr(search) for label, search in searches.items()},
+    }
+    rows = cached(
+        key,
+        lambda: {"rows": _retained_rows(loaded, calibration, method, pattern, searches, progress)},
+    )["rows"]
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def _retained_rows(loaded, calibration, method, pattern, searches, progress: bool) -> list[dict]:
+    stats = {}
+    if method.needs_stats:
+        stats = collect_layer_stats(
+            loaded.model, calibration, histogram=method.histogram, progress=progress
+        )
+    rows = []
+    for block in tqdm(transformer_blocks(loaded.model), "orders", disable=not progress):
+        for group in block.groups:
+            scores = {n: method.score(layer.weight, stats.get(n)) for n, layer in group.items()}
+            for label, search in searches.items():
+                started = time.perf_counter()
+                order = search_order(torch.cat(list(scores.values())), pattern, search)
+                seconds = (time.perf_counter() - started) / len(group)
+                for name, score in scores.items():
+                    number, role = layer_place(name)
+                    rows.append(
+                        {
+                            "layer": name,
+                            "block": number,
+                            "role": role,
+                            "search": label,
+                            "retained_share": retained_share(score, pattern, order),
+                            "seconds": seconds,
+                        }
+                    )
+    return rows

@@ -1,0 +1,221 @@
+"""Measurements as tidy tables: one row an observation, the unit in the column's name."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from esparse_lab.channel_stats import LayerStats
+from esparse_lab.entropy import BinRange, Histogram, binned_entropy
+from esparse_lab.errors import InputError, unknown
+from esparse_lab.masks import Pattern
+from esparse_lab.methods import ESparse
+from esparse_lab.permutation import OrderSearch, search_steps
+
+PAPER_TABLES = Path(__file__).parent.parent / "data" / "paper"
+
+
+def layer_place(layer: str) -> tuple[int, str]:
+    """Block number and role of a layer's full name.
+
+    >>> layer_place("model.layers.3.mlp.down_proj")
+    (3, 'down_proj')
+    """
+    parts = layer.split(".")
+    return next(int(part) for part in parts if part.isdigit()), parts[-1]
+
+
+def channel_table(stats: Mapping[str, LayerStats]) -> pd.DataFrame:
+    """One row a layer and input channel.
+
+    Columns: layer, block, role, channel, norm (Wanda's convention), entropy_nats.
+    """
+    frames = []
+    for layer, s in stats.items():
+        block, role = layer_place(layer)
+        entropy = np.nan if s.entropy is None else s.entropy.cpu().numpy()
+        frames.append(
+            pd.DataFrame(
+                {
+                    "layer": layer,
+                    "block": block,
+                    "role": role,
+                    "channel": np.arange(len(s.norm)),
+                    "norm": s.norm.cpu().numpy(),
+                    "entropy_nats": entropy,
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def layer_summary(channels: pd.DataFrame) -> pd.DataFrame:
+    """What the channels of each layer have in common; takes a `channel_table`.
+
+    Columns: layer, block, role, channels, norm_median, norm_max, entropy_median_nats,
+    entropy_min_nats, entropy_max_nats, rank_correlation (Spearman, of entropy and norm; -1 to 1),
+    neighbour_distance (mean entropy difference of neighbouring channels over that of any two
+    channels; 1: neighbours are no more alike than strangers, 0: entropy changes smoothly).
+    """
+    rows = []
+    for (layer, block, role), group in channels.groupby(["layer", "block", "role"], sort=False):
+        entropy, norm = group.entropy_nats, group.norm
+        rows.append(
+            {
+                "layer": layer,
+                "block": block,
+                "role": role,
+                "channels": len(group),
+                "norm_median": norm.median(),
+                "norm_max": norm.max(),
+                "entropy_median_nats": entropy.median(),
+                "entropy_min_nats": entropy.min(),
+                "entropy_max_nats": entropy.max(),
+                "rank_correlation": entropy.corr(norm, method="pearson")
+                if len(group) < 2
+                else entropy.rank().corr(norm.rank()),
+                "neighbour_distance": _neighbour_distance(entropy.to_numpy()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _neighbour_distance(values: np.ndarray) -> float:
+    """Mean |difference| of neighbours over the mean |difference| of any two members."""
+    n = len(values)
+    # Gini's mean difference from the sorted values: no pair has to be formed.
+    weights = 2 * np.arange(1, n + 1) - n - 1
+    any_two = 2 * float(weights @ np.sort(values)) / (n * (n - 1))
+    return float(np.abs(np.diff(values)).mean() / any_two) if any_two > 0 else float("nan")
+
+
+def binning_table(
+    activations: Tensor,
+    *,
+    bins: Sequence[int] = (10, 30, 100, 300),
+    bin_ranges: Sequence[BinRange] = ("channel", "layer", "percentile"),
+) -> pd.DataFrame:
+    """What the number of bins and what they span do to each channel's entropy.
+
+    Args:
+        activations: what a layer reads, [sequence, position, in].
+        bins: numbers of bins to try.
+        bin_ranges: what the bins span; see `Histogram`.
+
+    Columns: bins, bin_range, channel, entropy_nats, rank_correlation (of entropy with norm over the
+    channels, the same in every row of a setting).
+    """
+    norm = pd.Series(LayerStats.of(activations, None).norm.cpu().numpy())
+    flat = activations.flatten(0, 1)
+    frames = []
+    for bin_range in bin_ranges:
+        for n_bins in bins:
+            found = binned_entropy([flat], Histogram(n_bins, bin_range)).entropy.cpu().numpy()
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "bins": n_bins,
+                        "bin_range": bin_range,
+                        "channel": np.arange(len(found)),
+                        "entropy_nats": found,
+                        "rank_correlation": pd.Series(found).rank().corr(norm.rank()),
+                    }
+                )
+            )
+    return pd.concat(frames, ignore_index=True)
+
+
+def activation_histograms(
+    activations: Tensor, channels: Iterable[int], *, bins: int = 100
+) -> pd.DataFrame:
+    """Histograms of a few channels' values over their own range.
+
+    Columns: channel, bin_left, bin_right, count, entropy_nats. `activations` is [.., in].
+    """
+    flat = activations.flatten(0, -2).float().cpu()
+    frames = []
+    for channel in channels:
+        if not 0 <= channel < flat.shape[1]:
+            raise InputError(f"The layer has channels 0 to {flat.shape[1] - 1}, got {channel}.")
+        counts, edges = np.histogram(flat[:, channel].numpy(), bins=bins)
+        entropy = binned_entropy([flat[:, channel : channel + 1]], Histogram(bins)).entropy
+        frames.append(
+            pd.DataFrame(
+                {
+                    "channel": channel,
+                    "bin_left": edges[:-1],
+                    "bin_right": edges[1:],
+                    "count": counts,
+                    "entropy_nats": float(entropy),
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def rank_change_table(stats: LayerStats, method: ESparse) -> pd.DataFrame:
+    """Where each channel stands by norm alone and by E-Sparse's importance; rank 1 is the best.
+
+    Columns: channel, norm, entropy_nats, norm_rank, esparse_rank, ranks_gained (positive: the
+    entropy lifts the channel).
+    """
+    frame = pd.DataFrame(
+        {
+            "channel": np.arange(len(stats.norm)),
+            "norm": stats.norm.cpu().numpy(),
+            "entropy_nats": stats.entropy.cpu().numpy(),
+            "norm_rank": _ranks(stats.norm),
+            "esparse_rank": _ranks(method.channel_importance(stats)),
+        }
+    )
+    return frame.assign(ranks_gained=frame.norm_rank - frame.esparse_rank)
+
+
+def _ranks(values: Tensor) -> np.ndarray:
+    """1 for the largest; equal values in order of channel."""
+    return pd.Series(values.cpu().numpy()).rank(ascending=False, method="first").to_numpy(int)
+
+
+def search_trace(
+    scores: Tensor, pattern: Pattern, searches: Mapping[str, OrderSearch | None]
+) -> pd.DataFrame:
+    """How much score each search has kept after how many swaps.
+
+    Columns: search, swaps, retained_share (0 to 1).
+    """
+    rows = [
+        (label, step.swaps, step.retained_share)
+        for label, search in searches.items()
+        for step in search_steps(scores, pattern, search)
+    ]
+    return pd.DataFrame(rows, columns=["search", "swaps", "retained_share"])
+
+
+def output_error(weight: Tensor, mask: Tensor, activations: Tensor) -> float:
+    """Share of a layer's output energy that the mask loses: |(W - M*W) X|^2 / |W X|^2 (Eq. 4).
+
+    Args:
+        weight: [out, in].
+        mask: bool [out, in].
+        activations: what the layer reads, [..., in].
+    """
+    x = activations.flatten(0, -2).float()
+    lost = torch.nn.functional.linear(x, weight.float().masked_fill(mask, 0))
+    whole = torch.nn.functional.linear(x, weight.float())
+    return float(lost.double().square().sum() / whole.double().square().sum())
+
+
+def paper_table(number: int) -> pd.DataFrame:
+    """A table of the E-Sparse paper, one row a printed cell, as published (even where wrong).
+
+    Columns: table, row, column, value, unit, and keys such as method, pattern, search and model.
+
+    Source: Li et al. 2023, arXiv 2310.15929v2; see data/paper/SOURCES.md.
+    """
+    path = PAPER_TABLES / f"table{number}.csv"
+    if not path.is_file():
+        raise unknown("table of the paper", str(number), [str(n) for n in range(1, 7)])
+    return pd.read_csv(path, keep_default_na=False)
