@@ -3,7 +3,7 @@
     python benchmarks/choose_alpha.py --out reports/reference [--sequences 128] [--length 2048]
 
 For each way to scale the norm and each alpha, the embedded model is pruned 2:4 (statistics from the
-embedded corpus' train split) and its perplexity on the validation split is taken, once with channels
+embedded corpus' train split) and its perplexity on the validation split taken, once with channels
 in their own order and once after GNS+LBS. alpha = 0 is the entropy alone; a large alpha is Wanda.
 """
 
@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from esparse_lab import ESparse, Pattern, Recipe, Wanda
-from esparse_lab.corpora import token_windows
+from esparse_lab.corpora import load_corpus, token_windows
 from esparse_lab.experiments import named_search, perplexity_ladder
 from esparse_lab.models import load_model
 from esparse_lab.run_record import Run
@@ -57,7 +57,10 @@ def main() -> None:
     run.finish(
         model=loaded,
         tokens={"calibration": calibration, "validation": validation},
-        corpora={"calibration": "wikipedia:train", "validation": "wikipedia:validation"},
+        corpora={
+            "calibration": load_corpus("wikipedia", "train"),
+            "validation": load_corpus("wikipedia", "validation"),
+        },
         seed=0,
     )
     columns = ["settings", "search", "perplexity", "retained_share", "prune_seconds"]

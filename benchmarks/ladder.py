@@ -9,7 +9,7 @@ Writes the table that notebook 04_perplexity shows beside a quick run of its own
 import argparse
 from pathlib import Path
 
-from esparse_lab.corpora import token_windows
+from esparse_lab.corpora import load_corpus, token_windows
 from esparse_lab.experiments import ladder, perplexity_ladder
 from esparse_lab.methods import ESparse
 from esparse_lab.models import load_model
@@ -55,7 +55,10 @@ def main() -> None:
     run.finish(
         model=loaded,
         tokens={"calibration": calibration, "test": test},
-        corpora={"calibration": f"{args.corpus}:train", "test": f"{args.test}:test"},
+        corpora={
+            "calibration": load_corpus(args.corpus, "train"),
+            "test": load_corpus(args.test, "test"),
+        },
         seed=args.seed,
         alpha=args.alpha,
         norm_scale=args.norm_scale,

@@ -1,9 +1,9 @@
 """What the entropy costs: statistics of every layer with and without it, forwards included.
 
-    python benchmarks/statistics_cost.py [--device cuda] [--sequences 8] [--length 512] [--repeats 5]
+    python benchmarks/statistics_cost.py [--device cuda] [--sequences 8] [--length 512]
 
-The two variants take turns in one process; medians and their ratio are printed, with the memory that
-the process had at its peak. The bar is a ratio of at most 1.5.
+The two variants take turns in one process; medians and their ratio are printed, with the peak
+memory of the process. The bar is a ratio of at most 1.5.
 """
 
 import argparse
@@ -55,9 +55,8 @@ def main() -> None:
             f"{max(times[label]):.3f})"
         )
     ratio = medians["norms and entropies"] / medians["norms"]
-    print(
-        f"ratio {ratio:.2f}; peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB"
-    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    print(f"ratio {ratio:.2f}; peak memory {peak} MiB")
     if args.device == "cuda":
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() >> 20} MiB")
 

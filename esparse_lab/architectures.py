@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from esparse_lab.errors import EsparseError
+from esparse_lab.errors import EsparseError, InputError, unknown
 
 
 @dataclass(frozen=True)
@@ -96,3 +96,18 @@ def transformer_blocks(model: PreTrainedModel) -> list[Block]:
 def prunable_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """Every linear layer that pruning may touch, by full name; embeddings and head are not."""
     return {n: layer for block in transformer_blocks(model) for n, layer in block.layers.items()}
+
+
+def find_layer(model: PreTrainedModel, block: int, role: str) -> str:
+    """Full name of the layer called `role` ("down_proj") in block number `block`.
+
+    Raises:
+        InputError: if the model has no such block or the block no such layer; suggests.
+    """
+    blocks = transformer_blocks(model)
+    if not 0 <= block < len(blocks):
+        raise InputError(f"The model has blocks 0 to {len(blocks) - 1}, got {block}.")
+    by_role = {name.rpartition(".")[2]: name for name in blocks[block].layers}
+    if role not in by_role:
+        raise unknown("layer of a block", role, by_role)
+    return by_role[role]

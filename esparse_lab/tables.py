@@ -219,3 +219,28 @@ def paper_table(number: int) -> pd.DataFrame:
     if not path.is_file():
         raise unknown("table of the paper", str(number), [str(n) for n in range(1, 7)])
     return pd.read_csv(path, keep_default_na=False)
+
+
+def beside_paper(number: int, measured: pd.DataFrame, label: str) -> pd.DataFrame:
+    """A table of the paper with what was measured here in one more column.
+
+    Args:
+        number: 1, 3 or 4.
+        measured: columns method, pattern, search, perplexity, dense, as from `perplexity_ladder`.
+        label: name of the measured column, such as the model's.
+
+    Returns:
+        One row a method, pattern and search, in the paper's order; a "measured" column (missing
+        where it was not) and one "published" column a model of the paper. Columns are pairs.
+    """
+    published = paper_table(number)
+    keys = ["method", "pattern", "search"]
+    dense = published.method == "dense"
+    published.loc[dense, ["pattern", "search"]] = ["", "none"]
+    wide = published.pivot_table(
+        index=keys, columns="model", values="value", sort=False, aggfunc="first"
+    )
+    ours = measured.set_index(keys).perplexity
+    columns = {("measured here", label): ours.reindex(wide.index)}
+    columns |= {("published", model): wide[model] for model in wide.columns}
+    return pd.DataFrame(columns, index=wide.index)

@@ -13,7 +13,7 @@ PACKAGE = HOME / "esparse_lab"
 ROOMS = [
     ["errors", "atomic"],
     ["downloads"],
-    ["architectures", "models", "corpora", "entropy"],
+    ["architectures", "models", "wikipedia", "corpora", "entropy"],
     ["channel_stats"],
     ["capture", "masks", "methods"],
     ["permutation"],
@@ -22,7 +22,7 @@ ROOMS = [
     ["tables"],
     ["experiments"],
     ["figures"],
-    ["reports"],
+    ["reports", "doctor"],
     ["cli"],
 ]
 PLACE = {name: place for place, room in enumerate(ROOMS) for name in room}
