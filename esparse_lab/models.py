@@ -40,7 +40,11 @@ _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 _SOURCE = "source.json"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_UNREACHABLE = {
+    *("LocalEntryNotFoundError", "OfflineModeIsEnabled"),  # of huggingface_hub
+    *("TransportError", "ConnectionError", "TimeoutError"),  # of its HTTP library, of Python
+}
 
 
 @dataclass(frozen=True)
@@ -353,15 +357,19 @@ def _readable(what: str) -> Iterator[None]:
     except EsparseError:
         raise
     except ImportError as error:
-        raise EsparseError(f"Reading {what} needs a package that is missing: {error}") from error
+        raise EsparseError(
+            f"Reading {what} needs a package that is missing: {_first_line(error)}."
+        ) from error
     except (SafetensorError, OSError, EOFError) as error:
         raise EsparseError(
-            f"Could not read {what}: {error}. The file may be cut short; get an intact copy."
+            f"Could not read {what}: {_first_line(error)}. A file may be cut short or damaged; get "
+            "an intact copy."
         ) from error
     except (ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
         raise EsparseError(
-            f"Could not read {what}: {error}. Only causal language models that transformers "
-            f"{transformers.__version__} knows without remote code can be loaded."
+            f"Could not read {what}: {_first_line(error)}. A file may be cut short or damaged, or it "
+            f"is no causal language model that transformers {transformers.__version__} knows "
+            "without remote code."
         ) from error
 
 
@@ -388,17 +396,20 @@ def _hub_error(name: str, revision: str | None, error: BaseException) -> Esparse
             f"{missing} and no Hugging Face repository of that name (or it is private: then run "
             f"`hf auth login`). Check the name; embedded models: {', '.join(EMBEDDED_MODELS)}."
         )
-    if reasons & {"RemoteEntryNotFoundError"} or "does not appear to have a file" in str(error):
-        return InputError(
-            f"The Hugging Face repository {name} holds no model in safetensors form: {error}"
-        )
-    if reasons & {"OSError", "HTTPError", "TransportError", "OfflineModeIsEnabled"}:
+    if reasons & _UNREACHABLE:
         return EsparseError(
             f"{missing}, and the Hugging Face hub cannot be reached for it (offline, or no copy in "
             "its cache). Connect to the network, give the path of a folder or .gguf file, or use "
             f"an embedded model ({', '.join(EMBEDDED_MODELS)}; `esparse fetch` brings it)."
         )
-    return InputError(f"{name} cannot be loaded from the Hugging Face hub: {error}")
+    return InputError(
+        f"The Hugging Face repository {name} holds no causal language model in safetensors form "
+        f"that can be read without running its code: {_first_line(error)}."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _folder_digest(folder: Path) -> str:
