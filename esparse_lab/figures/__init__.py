@@ -1,0 +1,30 @@
+"""Tidy table in, plotly figure out: nothing is measured here, only laid out.
+
+Every function takes a DataFrame (`score_picture`: arrays), a `title` that states the finding and a
+`caption`, and returns a `plotly.graph_objects.Figure` with the template "esparse".
+"""
+
+from esparse_lab.figures.channels import (
+    activation_histogram_figure,
+    binning_figure,
+    channel_figure,
+    entropy_norm_figure,
+    rank_change_figure,
+)
+from esparse_lab.figures.permutation import retained_figure, score_picture, search_trace_figure
+from esparse_lab.figures.perplexity import perplexity_figure
+from esparse_lab.figures.style import LABELS, OKABE_ITO
+
+__all__ = [
+    "LABELS",
+    "OKABE_ITO",
+    "activation_histogram_figure",
+    "binning_figure",
+    "channel_figure",
+    "entropy_norm_figure",
+    "perplexity_figure",
+    "rank_change_figure",
+    "retained_figure",
+    "score_picture",
+    "search_trace_figure",
+]
