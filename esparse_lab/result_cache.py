@@ -44,7 +44,7 @@ def cached(key: dict, compute: Callable[[], dict]) -> dict:
         "source": core_hash(),
         "versions": {name: metadata.version(name) for name in COMPUTING},
     }
-    digest = hashlib.sha256(_json("key", full).encode()).hexdigest()
+    digest = _sha256(json.dumps(full, sort_keys=True))
     path = cache_dir() / "results" / digest[:2] / f"{digest}.json"
     stored = _read(path, full)
     if stored is not None:
@@ -52,7 +52,7 @@ def cached(key: dict, compute: Callable[[], dict]) -> dict:
     text = _json("result", compute())
     entry = {**full, "result_sha256": _sha256(text), "result": json.loads(text)}
     try:
-        write_atomically(path, json.dumps(entry, indent=1, sort_keys=True))
+        write_atomically(path, json.dumps(entry, indent=1))
     except EsparseError as error:
         warnings.warn(f"The result is not cached: {error}", RuntimeWarning, stacklevel=2)
     return entry["result"]
@@ -81,7 +81,7 @@ def core_hash(package: Path = Path(__file__).parent) -> str:
 
 def _json(kind: str, value: object) -> str:
     try:
-        return json.dumps(value, sort_keys=True)
+        return json.dumps(value)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"The {kind} of a cached result must be made of dicts, lists, strings, numbers, "

@@ -69,13 +69,9 @@ def render_report(
         EsparseError: no notebooks, a notebook whose parameters cannot be read, or a folder that
             cannot be written.
     """
-    if profile not in PROFILES:
-        raise unknown("profile", profile, PROFILES)
-    sources = _notebooks(notebooks_dir or NOTEBOOKS)
-    declared = {source.stem: notebook_parameters(source) for source in sources}
-    fixed: dict[str, object] = {"model": model, "out_dir": ""}
-    # A first pass finds every mistake in the parameters before anything is written.
-    values = assign(declared, parameters or {}, PROFILES[profile], fixed)
+    sources, values = plan_report(
+        model, profile=profile, parameters=parameters, notebooks_dir=notebooks_dir
+    )
     out = Path(out)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     clock = time.perf_counter()
@@ -101,22 +97,52 @@ def render_report(
     return ReportOutcome(folder, write_index(out), failed, summary["seconds"])
 
 
+def plan_report(
+    model: str,
+    *,
+    profile: str = "quick",
+    parameters: Mapping[str, str] | None = None,
+    notebooks_dir: Path | None = None,
+) -> tuple[list[Path], dict[str, dict[str, object]]]:
+    """What `render_report` would run: finds every mistake of usage before anything is done.
+
+    Returns:
+        The notebooks in order, and the full parameters of each by its name.
+
+    Raises:
+        InputError, EsparseError: as `render_report` does.
+    """
+    if profile not in PROFILES:
+        raise unknown("profile", profile, PROFILES)
+    sources = _notebooks(notebooks_dir or NOTEBOOKS)
+    declared = {source.stem: notebook_parameters(source) for source in sources}
+    fixed: dict[str, object] = {"model": model, "out_dir": ""}
+    return sources, assign(declared, parameters or {}, PROFILES[profile], fixed)
+
+
 def report_slug(model: str) -> str:
     """The folder name of a model's report: the name itself where it is safe, else with a hash.
 
     >>> report_slug("smollm2-135m")
     'smollm2-135m'
-    >>> report_slug("../../etc/Passwd").startswith("passwd-")
-    True
+    >>> report_slug("../Llama 3")
+    'llama-3-0e5a4036'
     """
     # A folder is known by its place, so that two folders of one name get two reports.
-    path = Path(model)
-    local = path.is_dir() or path.is_absolute() or model.startswith(".")
-    identity, shown = (str(path.resolve()), path.name) if local else (model, model)
+    path = model_path(model)
+    identity, shown = (str(path), path.name) if path else (model, model)
     slug = re.sub(r"[^a-z0-9._-]+", "-", shown.lower())[:60].strip("-._")
     if slug == identity and slug not in RESERVED:
         return slug
     return f"{slug or 'model'}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+
+
+def model_path(model: str) -> Path | None:
+    """The absolute path of a model that is a file or folder; None for a name that is neither."""
+    try:
+        return Path(model).resolve() if model and Path(model).exists() else None
+    except (OSError, ValueError):  # too long, or a null byte: no path, whatever else it is
+        return None
 
 
 def _notebooks(folder: Path) -> list[Path]:

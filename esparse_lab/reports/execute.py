@@ -109,7 +109,7 @@ def run_notebook(
     if error is None:
         cell = _first_cell_not_run(nbformat.read(executed, as_version=4))
         if cell is not None:
-            error = f"The run ended before cell {cell + 1} (a cell called exit or quit)."
+            error = "The run ended before this cell: one above called exit or quit."
     return NotebookRun(error, details, cell, round(time.perf_counter() - started, 3))
 
 

