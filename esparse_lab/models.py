@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from esparse_lab.downloads import (
     Say,
@@ -313,8 +314,8 @@ def _load_hub(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any,
     if get_close_matches(name, EMBEDDED_MODELS, n=1, cutoff=0.7):
         raise unknown("model", name, EMBEDDED_MODELS)
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        commit = config._commit_hash
+        # The hub's cache keeps the files of a commit in a folder of that name.
+        commit = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
     except Exception as error:  # whatever the hub client and its HTTP library raise
         raise _hub_error(name, revision, error) from error
     try:
@@ -335,12 +336,14 @@ def _from_pretrained(
         name,
         dtype=dtype,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # they are refused below, with a message
         output_loading_info=True,
         **(model_arguments or {}),
         **arguments,
     )
     # transformers fills what a file lacks with random numbers and only warns.
-    if absent := sorted(info["missing_keys"]) or sorted(map(str, info["mismatched_keys"])):
+    misfits = {misfit[0] for misfit in info["mismatched_keys"]}
+    if absent := sorted(info["missing_keys"] | misfits):
         raise EsparseError(
             f"The weight files of {name} lack {len(absent)} tensors of the model or hold them in "
             f"another shape: {', '.join(absent[:3])}{', ...' * (len(absent) > 3)}. Use a complete "
@@ -365,10 +368,10 @@ def _readable(what: str) -> Iterator[None]:
             f"Could not read {what}: {_first_line(error)}. A file may be cut short or damaged; get "
             "an intact copy."
         ) from error
-    except (ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
+    except Exception as error:  # whatever transformers and tokenizers raise
         raise EsparseError(
-            f"Could not read {what}: {_first_line(error)}. A file may be cut short or damaged, or it "
-            f"is no causal language model that transformers {transformers.__version__} knows "
+            f"Could not read {what}: {_first_line(error)}. A file may be cut short or damaged, or "
+            f"it is no causal language model that transformers {transformers.__version__} knows "
             "without remote code."
         ) from error
 
