@@ -44,12 +44,12 @@ def channel_figure(
 
     Args:
         channels: columns layer, channel, norm, entropy_nats; one row a channel, one or two layers.
-        shown: channels in (a) and (b), 1 or more.
+        shown: channels in (a) and (b), 1 to 2000.
         title: the finding.
         caption: the line under the figure.
 
     Raises:
-        InputError: columns or rows missing, more than two layers, `shown` below 1.
+        InputError: columns or rows missing, more than two layers, `shown` out of range.
     """
     checked(channels, ("layer", "channel", "norm", "entropy_nats"), "channel_figure")
     layers = in_order(channels["layer"])
@@ -58,8 +58,8 @@ def channel_figure(
             f"channel_figure draws one or two layers, the frame has {len(layers)}. "
             "Keep two with channels[channels.layer.isin([...])]."
         )
-    if shown < 1:
-        raise InputError(f"shown must be 1 or more, got {shown}.")
+    if not 1 <= shown <= 2000:
+        raise InputError(f"shown must be 1 to 2000, got {shown}.")
     wide = [{"colspan": 2}, None] if len(layers) == 1 else [{}, {}]
     figure = make_subplots(
         rows=2, cols=2, specs=[[{}, {}], wide], horizontal_spacing=0.11, vertical_spacing=0.17
@@ -113,7 +113,7 @@ def channel_figure(
 def entropy_norm_figure(channels: pd.DataFrame, *, title: str = "", caption: str = "") -> go.Figure:
     """Entropy against norm (log scale), one point a channel, with the distribution of each.
 
-    Up to five layers are told apart by colour and shape; more get a drop-down, one at a time.
+    Up to 5 layers are told apart by colour and shape; 6 to 60 get a drop-down, one at a time.
 
     Args:
         channels: columns layer, channel, norm, entropy_nats.
@@ -121,10 +121,15 @@ def entropy_norm_figure(channels: pd.DataFrame, *, title: str = "", caption: str
         caption: the line under the figure.
 
     Raises:
-        InputError: columns or rows missing.
+        InputError: columns or rows missing, more than 60 layers.
     """
     checked(channels, ("layer", "channel", "norm", "entropy_nats"), "entropy_norm_figure")
     layers = in_order(channels["layer"])
+    if len(layers) > 60:
+        raise InputError(
+            f"entropy_norm_figure draws at most 60 layers, the frame has {len(layers)}. "
+            "Choose some with channels[channels.layer.isin([...])]."
+        )
     choose = len(layers) > 5
     figure = make_subplots(
         rows=2,

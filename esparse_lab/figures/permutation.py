@@ -199,7 +199,7 @@ def search_trace_figure(frame: pd.DataFrame, *, title: str = "", caption: str = 
             x=steps["swaps"],
             y=steps["retained_share"],
             mode="lines" if len(one) > 1 else "markers",
-            line={"shape": "hv", "color": color, "width": 2.2, "dash": DASHES[look % 3]},
+            line={"shape": "hv", "color": color, "width": 2.2, "dash": DASHES[look % len(DASHES)]},
             # A ring around the start that a search from the same order has.
             marker={"color": color, "size": 18, "symbol": SYMBOLS[look] + "-open", "line_width": 2},
             name=plain(text, 80),

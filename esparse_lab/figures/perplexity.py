@@ -35,10 +35,16 @@ def perplexity_figure(frame: pd.DataFrame, *, title: str = "", caption: str = ""
         caption: the line under the figure.
 
     Raises:
-        InputError: columns or rows missing, no pruned model, or two different dense values.
+        InputError: columns or rows missing, `dense` not bool, no pruned model, or two different
+            dense values.
     """
     columns = ("method", "pattern", "search", "perplexity", "dense")
     checked(frame, columns, "perplexity_figure")
+    if not pd.api.types.is_bool_dtype(frame["dense"].infer_objects()):
+        raise InputError(
+            "perplexity_figure needs True or False in the column dense; it holds "
+            f"{', '.join(map(repr, in_order(frame['dense'])[:4]))}."
+        )
     is_dense = frame["dense"].astype(bool)
     dense = in_order(frame.loc[is_dense, "perplexity"])
     pruned = frame[~is_dense].copy()

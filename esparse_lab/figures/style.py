@@ -39,16 +39,7 @@ SYMBOLS = (
     "triangle-down",
     "hexagram",
 )
-DASHES = (
-    "solid",
-    "dash",
-    "dot",
-    "dashdot",
-    "longdash",
-    "longdashdot",
-    "5px,2px",
-    "9px,3px,2px,3px",
-)
+DASHES = ("solid", "dash", "dot")
 SEQUENTIAL = "Cividis"
 INK, GUIDE, GRID = "#1A1A1A", "#6B6B6B", "#E3E3E3"  # text; reference lines; grid
 
@@ -214,8 +205,9 @@ def log_axis(values: Iterable[float], *, headroom: float = 0.0) -> dict[str, obj
     high += headroom * (high - low)
     decades = range(math.floor(low), math.ceil(high) + 1)
     steps = (1,) if high - low > 3.2 else (1, 2, 5) if high - low > 0.8 else (1, 1.5, 2, 3, 4, 5, 7)
-    # A margin around the data, so that panning a little still shows ticks.
     ticks = [s * 10.0**d for d in decades for s in steps]
+    if sum(low <= math.log10(t) <= high for t in ticks) < 2:  # a narrow range: name its ends
+        ticks = sorted({float(f"{drawn.min():.3g}"), float(f"{drawn.max():.3g}")})
     return {
         "type": "log",
         "range": [low, high],

@@ -1,0 +1,476 @@
+"""Each figure shows exactly the data it was given, with units, safe colours and safe text."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+import pytest
+
+from esparse_lab import figures as F
+from esparse_lab.errors import InputError
+from esparse_lab.figures import style
+
+# Written from the source (Okabe & Ito 2008), not from our table.
+OKABE_ITO = {
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+}
+BAD = "<img src=x onerror=alert(1)> & $x$ <b>q</b>"
+
+
+def channels(layers=("up",), n=6):
+    return pd.DataFrame(
+        {
+            "layer": np.repeat(layers, n),
+            "channel": np.tile(np.arange(n), len(layers)),
+            "norm": [float(1 + (7 * i) % 11) for i in range(n * len(layers))],
+            "entropy_nats": [0.1 * i for i in range(n * len(layers))],
+        }
+    )
+
+
+def binning():
+    rows = [
+        (k, r, c, 0.1 * k + c * (r == "layer"), 0.9)
+        for k in (10, 100)
+        for r in ("channel", "layer")
+        for c in range(3)
+    ]
+    return pd.DataFrame(
+        rows, columns=["bins", "bin_range", "channel", "entropy_nats", "rank_correlation"]
+    )
+
+
+def histograms(channel_names=(4, 9)):
+    rows = [(c, -1.0 + i, float(i), 10 * i + 1, 1.25) for c in channel_names for i in range(3)]
+    return pd.DataFrame(rows, columns=["channel", "bin_left", "bin_right", "count", "entropy_nats"])
+
+
+def ranks():
+    return pd.DataFrame(
+        {
+            "channel": [7, 8, 9],
+            "norm_rank": [1, 2, 3],
+            "esparse_rank": [1, 3, 2],
+            "entropy_nats": [0.5, 1.0, 2.0],
+        }
+    )
+
+
+def traces(search="gns+lbs"):
+    return pd.DataFrame(
+        {
+            "search": ["none", search, search, search],
+            "swaps": [0, 0, 1, 2],
+            "retained_share": [0.7, 0.75, 0.78, 0.79],
+        }
+    )
+
+
+def retained(layer="model.layers.{}.q"):
+    rows = [
+        (layer.format(b), b, r, s, 0.7 + 0.01 * b + 0.1 * (s == "gns"))
+        for b in range(3)
+        for r in ("down", "q")
+        for s in ("none", "gns")
+    ]
+    return pd.DataFrame(rows, columns=["layer", "block", "role", "search", "retained_share"])
+
+
+def ladder(method="wanda"):
+    rows = [
+        ("dense", "", "", 20.0, True),
+        (method, "2:4", "none", 100.0, False),
+        (method, "2:4", "gns", 60.0, False),
+        ("magnitude", "2:4", None, 5000.0, False),
+        (method, "4:8", "none", 50.0, False),
+    ]
+    return pd.DataFrame(rows, columns=["method", "pattern", "search", "perplexity", "dense"])
+
+
+def picture(**changes):
+    rng = np.random.default_rng(0)
+    before = rng.uniform(1, 2, (5, 8))
+    mask = np.tile([True, True, False, False], (5, 2))
+    given = {"before": before, "after": before[:, ::-1], "mask_before": mask, "mask_after": ~mask}
+    return F.score_picture(**(given | {"m": 4, "title": "t", "caption": "c"} | changes))
+
+
+FRAMES = {
+    F.channel_figure: channels,
+    F.entropy_norm_figure: channels,
+    F.binning_figure: binning,
+    F.activation_histogram_figure: histograms,
+    F.rank_change_figure: ranks,
+    F.search_trace_figure: traces,
+    F.retained_figure: retained,
+    F.perplexity_figure: ladder,
+}
+EVERY = [pytest.param(f, id=f.__name__) for f in FRAMES]
+
+
+def every_figure():
+    return [f(frame(), title="t", caption="c") for f, frame in FRAMES.items()] + [picture()]
+
+
+def strings(node):
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict):
+        for value in node.values():
+            yield from strings(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from strings(value)
+
+
+# --- the data ---------------------------------------------------------------------------------
+
+
+def test_channel_figure_sorts_by_norm_and_keeps_storage_order():
+    frame = channels(("up", "down"))
+    fig = F.channel_figure(frame.sample(frac=1, random_state=1), shown=4)
+    norm, entropy, stored = (t for t in fig.data if t.name == "up")
+    best = sorted(zip(frame.norm[:6], frame.entropy_nats[:6], strict=True), reverse=True)[:4]
+    assert list(norm.x) == list(entropy.x) == [1, 2, 3, 4]
+    assert list(norm.y) == [n for n, _ in best]
+    assert list(entropy.y) == [e for _, e in best]
+    assert list(stored.x) == [0, 1, 2, 3, 4, 5]
+    assert list(stored.y) == list(frame.entropy_nats[:6])
+    assert {t.name for t in fig.data} == {"up", "down"}
+    assert len(fig.data) == 6
+
+
+def test_one_layer_gets_a_wide_lower_panel():
+    fig = F.channel_figure(channels())
+    assert tuple(fig.layout.xaxis3.domain) == (0, 1)
+    with pytest.raises(InputError, match="one or two layers, the frame has 3"):
+        F.channel_figure(channels(("a", "b", "c")))
+    with pytest.raises(InputError, match="shown must be 1 to 2000, got 0"):
+        F.channel_figure(channels(), shown=0)
+
+
+def test_entropy_norm_figure_draws_each_channel_and_counts_each_once():
+    frame = channels(("up", "down"))
+    fig = F.entropy_norm_figure(frame)
+    points = next(t for t in fig.data if t.mode == "markers" and t.name == "down")
+    assert sorted(zip(points.x, points.y, strict=True)) == sorted(
+        zip(frame.norm[6:], frame.entropy_nats[6:], strict=True)
+    )
+    above = next(t for t in fig.data if t.mode == "lines" and t.name == "down")
+    assert sum(above.y) == 2 * 6  # each step is drawn by its two ends
+
+
+def test_more_than_five_layers_get_a_drop_down_that_shows_one():
+    names = list("abcdefg")
+    fig = F.entropy_norm_figure(channels(names))
+    buttons = fig.layout.updatemenus[0].buttons
+    assert [b.label for b in buttons] == names
+    for name, button in zip(names, buttons, strict=True):
+        shown = [t.name for t, on in zip(fig.data, button.args[1], strict=True) if on]
+        assert set(shown) == {name}
+    assert {t.name for t in fig.data if t.visible} == {"a"}
+    with pytest.raises(InputError, match="at most 60 layers, the frame has 61"):
+        F.entropy_norm_figure(channels([str(i) for i in range(61)]))
+
+
+def test_channels_of_norm_zero_are_counted_in_the_caption():
+    frame = channels()
+    frame.loc[2, "norm"] = 0.0
+    assert "Not drawn: 1 channels of norm 0" in caption_of(F.entropy_norm_figure(frame))
+    assert "Not in (a): 1 channels of norm 0" in caption_of(F.channel_figure(frame))
+
+
+def test_binning_figure_holds_every_value_and_the_bound():
+    frame = binning()
+    fig = F.binning_figure(frame)
+    boxes = [t for t in fig.data if isinstance(t, go.Box)]
+    assert [t.name for t in boxes] == ["range: channel", "range: layer"]
+    for box, bin_range in zip(boxes, ("channel", "layer"), strict=True):
+        of_range = frame[frame.bin_range == bin_range]
+        drawn = sorted(zip(box.x, box.y, strict=True))
+        assert drawn == sorted(zip(of_range.bins.astype(str), of_range.entropy_nats, strict=True))
+    assert [s.y0 for s in fig.layout.shapes] == pytest.approx([2.302585, 4.605170])
+    lines = [t for t in fig.data if t.type == "scatter"]
+    assert [list(t.y) for t in lines] == [[0.9, 0.9]] * 2
+    assert all(
+        t.type == "box" for t in F.binning_figure(frame.drop(columns="rank_correlation")).data
+    )
+
+
+def test_histograms_keep_edges_and_counts():
+    fig = F.activation_histogram_figure(histograms())
+    for bars in fig.data:
+        assert list(bars.x) == [-1.0, 0.0, 1.0]
+        assert list(bars.width) == [1.0, 1.0, 1.0]
+        assert list(bars.y) == [1, 11, 21]
+        assert bars.offset == 0
+    assert [a.text for a in fig.layout.annotations] == [
+        "channel 4: 1.25 nats",
+        "channel 9: 1.25 nats",
+    ]
+    with pytest.raises(InputError, match="at most 12 channels, the frame has 13"):
+        F.activation_histogram_figure(histograms(range(13)))
+
+
+def test_rank_change_is_positive_where_the_entropy_lifts_a_channel():
+    fig = F.rank_change_figure(ranks())
+    (points,) = fig.data
+    assert list(points.x) == [1, 2, 3]
+    assert list(points.y) == [0, -1, 1]
+    assert list(points.marker.color) == [0.5, 1.0, 2.0]
+
+
+def test_score_picture_shows_the_corner_on_one_colour_scale():
+    rng = np.random.default_rng(3)
+    before = rng.uniform(1, 100, (70, 100))
+    after = before[:, ::-1]
+    mask = before > 50
+    fig = picture(before=before, after=after, mask_before=mask, mask_after=mask[:, ::-1])
+    scores, kept = fig.data[:2], fig.data[2:]
+    for trace, given in zip(scores, (before, after), strict=True):
+        assert np.array_equal(trace.customdata, given[:64, :64])
+        assert trace.coloraxis == "coloraxis"
+        # colour = log10, with the smallest 5 % at one value
+        cut = trace.z > trace.z.min()
+        assert np.allclose(trace.z[cut], np.log10(given[:64, :64])[cut])
+        assert 0.9 < cut.mean() < 0.99
+    for trace, given in zip(kept, (mask, mask[:, ::-1]), strict=True):
+        assert np.array_equal(trace.z, given[:64, :64])
+        assert trace.coloraxis == "coloraxis2"
+    assert "64 of 70 output and 64 of 100 input channels" in caption_of(fig)
+
+
+@pytest.mark.parametrize(("m", "lines"), [(4, [3.5]), (3, [2.5, 5.5]), (8, [])])
+def test_group_boundaries_lie_between_groups(m, lines):
+    fig = picture(m=m)
+    drawn = [s.path for s in fig.layout.shapes]
+    expected = " ".join(f"M{x},-0.5V4.5" for x in lines)
+    assert drawn == ([expected] * 4 if lines else [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"after": np.ones((5, 4))}, "one shape"),
+        ({"m": 0}, "m must be 1 or more"),
+        ({"rows": 65}, "rows must be 1 to 64, got 65"),
+        ({"before": np.full((5, 8), np.nan)}, "finite"),
+        ({"before": np.full((5, 8), -1.0)}, "negative"),
+    ],
+)
+def test_score_picture_refuses(changes, message):
+    with pytest.raises(InputError, match=message):
+        picture(**changes)
+
+
+def test_score_picture_of_zeros_is_drawn():
+    fig = picture(before=np.zeros((5, 8)), after=np.zeros((5, 8)))
+    assert np.isfinite(fig.data[0].z).all()
+    assert fig.layout.coloraxis.cmin < fig.layout.coloraxis.cmax
+
+
+def test_search_trace_steps_and_starts():
+    fig = F.search_trace_figure(traces())
+    line = next(t for t in fig.data if t.mode == "lines")
+    assert list(line.x) == [0, 1, 2]
+    assert list(line.y) == [0.75, 0.78, 0.79]
+    assert line.line.shape == "hv"
+    assert line.name == "gns+lbs: 75.00% → 79.00% (2 swaps)"
+    starts = {(t.x[0], t.y[0]) for t in fig.data if t.mode == "markers"}
+    assert starts == {(0, 0.7), (0, 0.75)}
+
+
+def test_retained_figure_has_a_panel_a_role_and_means_in_the_legend():
+    fig = F.retained_figure(retained())
+    assert [a.text for a in fig.layout.annotations] == ["q", "down"]
+    assert [t.name for t in fig.data if t.showlegend] == ["none: mean 71.00%", "gns: mean 81.00%"]
+    for trace in fig.data:
+        base = 0.8 if trace.legendgroup == "gns" else 0.7
+        assert list(trace.x) == [0, 1, 2]
+        assert list(trace.y) == pytest.approx([base, base + 0.01, base + 0.02])
+
+
+def test_perplexities_are_sorted_named_and_written():
+    fig = F.perplexity_figure(ladder())
+    marks = [
+        (x, y, t.yaxis)
+        for t in fig.data
+        if t.mode == "markers+text"
+        for x, y in zip(t.x, t.y, strict=True)
+    ]
+    assert sorted(marks) == [(50.0, 0, "y2"), (60.0, 0, "y"), (100.0, 1, "y"), (5000.0, 2, "y")]
+    assert list(fig.layout.yaxis.ticktext) == ["wanda + gns", "wanda", "magnitude"]
+    written = {text.strip() for t in fig.data if t.text is not None for text in t.text}
+    assert written == {"50.00", "60.00", "100.00", "5,000"}
+    dense = [t for t in fig.data if t.mode == "lines"]
+    assert [list(t.x) for t in dense] == [[20.0, 20.0]] * 2
+    assert fig.layout.xaxis.type == "log"
+
+
+def test_perplexity_figure_refuses_two_dense_models_and_none_pruned():
+    frame = ladder()
+    with pytest.raises(InputError, match="dense perplexities 20, 21"):
+        F.perplexity_figure(pd.concat([frame, frame[:1].assign(perplexity=21.0)]))
+    with pytest.raises(InputError, match="dense = False"):
+        F.perplexity_figure(frame[:1])
+    with pytest.raises(InputError, match=r"True or False .* None"):
+        F.perplexity_figure(frame.assign(dense=[True, False, False, False, None]))
+
+
+def test_a_model_that_broke_is_named_in_the_caption():
+    frame = ladder()
+    frame.loc[3, "perplexity"] = np.inf
+    fig = F.perplexity_figure(frame)
+    assert "1 models without a finite perplexity" in caption_of(fig)
+    assert np.isfinite(fig.layout.xaxis.range).all()
+
+
+# --- what all share ---------------------------------------------------------------------------
+
+
+def caption_of(fig):
+    (one,) = (a for a in fig.layout.annotations if a.name == "caption")
+    return one.text.replace("<br>", " ")
+
+
+def test_every_figure_is_covered_here():
+    assert {f.__name__ for f in FRAMES} | {"score_picture"} == {
+        name for name in F.__all__ if name.endswith(("_figure", "_picture"))
+    }
+
+
+def test_axis_titles_carry_units():
+    for fig in every_figure():
+        titles = [a.title.text for a in fig.select_xaxes() if a.title.text]
+        titles += [a.title.text for a in fig.select_yaxes() if a.title.text]
+        assert titles
+        for text in titles:
+            assert "(" in text, text
+            assert ")" in text, text
+
+
+def test_each_figure_names_the_template_title_and_caption():
+    for fig in every_figure():
+        assert fig.layout.template == pio.templates["esparse"]
+        assert fig.layout.title.text == "t"
+        assert caption_of(fig).startswith("c")
+        assert fig.layout.width is None  # follows the page
+        assert fig.layout.height > 0
+    assert pio.templates.default != "esparse"
+
+
+def test_colours_are_okabe_ito_or_cividis():
+    assert set(F.OKABE_ITO) == OKABE_ITO
+    for fig in every_figure():
+        for trace in fig.data:
+            if trace.type == "heatmap":
+                continue
+            color = trace.marker.color if trace.marker.color is not None else trace.line.color
+            if isinstance(color, str):
+                assert color in OKABE_ITO | {style.INK}
+            else:
+                scale = [c for _, c in trace.marker.colorscale]
+                assert scale == list(px_cividis())
+
+
+def px_cividis():
+    from plotly.colors import sequential
+
+    return sequential.Cividis
+
+
+def test_names_get_distinct_looks_and_the_papers_searches_keep_theirs():
+    looks = style.looks(["lbs", "gns", "none"], {"none": 6, "gns": 4})
+    assert looks["none"] == 6
+    assert looks["gns"] == 4
+    assert len(set(looks.values())) == 3
+    assert len(set(style.looks([str(i) for i in range(8)]).values())) == 8
+    assert len(style.looks([str(i) for i in range(20)], {"3": 3})) == 20
+
+
+@pytest.mark.parametrize("figure", EVERY)
+def test_a_missing_column_is_named(figure):
+    frame = FRAMES[figure]()
+    for column in frame.columns:
+        if column == "rank_correlation":  # the optional one
+            continue
+        with pytest.raises(InputError, match=rf"{figure.__name__} misses the column {column}\b"):
+            figure(frame.drop(columns=column))
+
+
+@pytest.mark.parametrize("figure", EVERY)
+def test_no_rows_and_no_frame_are_refused(figure):
+    with pytest.raises(InputError, match="without rows"):
+        figure(FRAMES[figure]()[:0])
+    with pytest.raises(InputError, match="needs a pandas DataFrame"):
+        figure({"layer": []})
+
+
+@pytest.mark.parametrize("figure", EVERY)
+def test_user_text_cannot_inject_tags_or_latex(figure):
+    frame = FRAMES[figure]()
+    for column in ("layer", "bin_range", "role", "search", "method", "pattern"):
+        if column in frame:
+            frame[column] = BAD
+    if figure in (F.activation_histogram_figure, F.rank_change_figure):
+        frame["channel"] = BAD
+    fig = figure(frame, title=BAD, caption=BAD)
+    shown = [s for s in strings(json.loads(fig.to_json())) if "onerror" in s or "&" in s]
+    assert any("&lt;img" in s for s in shown)
+    for text in strings(json.loads(fig.to_json())):
+        bare = text.replace("<br>", "").replace("<extra>", "").replace("</extra>", "")
+        if bare == BAD:  # grouping keys are never shown
+            continue
+        assert "<" not in bare, text
+        assert "$" not in bare, text
+
+
+def test_plain_text():
+    assert style.plain("a < b & $c$") == "a &lt; b &amp; &#36;c&#36;"
+    assert style.plain("two\nlines") == "two lines"
+    long = style.plain("x" * 100 + "end", limit=20)
+    assert len(long) <= 20
+    assert long.endswith("end")
+
+
+def test_many_points_are_thinned_evenly_and_the_caption_says_so():
+    n = 50_000
+    frame = pd.DataFrame(
+        {"layer": "up", "channel": range(n), "norm": np.arange(1.0, n + 1), "entropy_nats": 1.0}
+    )
+    for figure in (F.channel_figure, F.entropy_norm_figure):
+        fig = figure(frame)
+        assert sum(len(t.x) for t in fig.data) <= 20_000
+        assert "of 50,000 channels, evenly spaced" in caption_of(fig)
+    kept = style.thinned(frame, 7)["channel"].tolist()
+    assert kept[0] == 0
+    assert kept[-1] == n - 1
+    assert np.ptp(np.diff(kept)) <= 1
+
+
+def test_long_titles_and_captions_wrap_and_the_figure_grows():
+    short = F.rank_change_figure(ranks(), title="t", caption="c")
+    long = F.rank_change_figure(ranks(), title="word " * 40, caption="word " * 100)
+    assert long.layout.title.text.count("<br>") >= 2
+    assert caption_of(long).count("word") == 100
+    assert long.layout.height > short.layout.height
+    plot = [f.layout.height - f.layout.margin.t - f.layout.margin.b for f in (short, long)]
+    assert plot[0] == plot[1]
+
+
+def test_log_ticks_lie_on_round_numbers_within_the_data():
+    axis = style.log_axis([3.0, 700.0, 0.0, float("nan")])
+    low, high = axis["range"]
+    seen = [t for t in axis["tickvals"] if low <= np.log10(t) <= high]
+    assert seen == pytest.approx([5, 10, 20, 50, 100, 200, 500])
+    assert style.log_axis([0.0]) == {"type": "log"}
+    assert style.log_axis([3.21, 3.456])["tickvals"] == [3.21, 3.46]
