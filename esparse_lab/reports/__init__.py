@@ -132,7 +132,7 @@ def report_slug(model: str) -> str:
     path = model_path(model)
     identity, shown = (str(path), path.name) if path else (model, model)
     slug = re.sub(r"[^a-z0-9._-]+", "-", shown.lower())[:60].strip("-._")
-    if slug == identity and slug not in RESERVED:
+    if slug and slug == identity and slug not in RESERVED:
         return slug
     return f"{slug or 'model'}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
