@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, ClassVar
 
 import nbformat
 from jupyter_client.kernelspec import KernelSpec
@@ -16,6 +18,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 REFRESH_SECONDS = 1.0
 LOG_SECONDS = 30.0
+LOG_BYTES = 4000  # of what a dead kernel wrote
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,15 @@ class SamePythonKernel(AsyncKernelManager):
             metadata={"debugger": False},
         )
 
+    process_output: ClassVar[IO[bytes] | None] = None
+    """Where the process itself writes; what cells print takes another way."""
+
     async def start_kernel(self, **options):
         """Start the kernel; plotly figures stay data, which the page exporter draws offline."""
-        environment = {**os.environ, "PLOTLY_RENDERER": "plotly_mimetype"}
-        return await super().start_kernel(**{**options, "env": environment})
+        options["env"] = {**os.environ, "PLOTLY_RENDERER": "plotly_mimetype"}
+        return await super().start_kernel(
+            **options, stdout=self.process_output, stderr=self.process_output
+        )
 
 
 def run_notebook(
@@ -84,7 +92,8 @@ def run_notebook(
     notebook = nbformat.read(source, as_version=4)
     started = time.perf_counter()
     error, details, cell = None, "", None
-    with Progress(label, notebook) as progress:
+    with TemporaryFile() as log, Progress(label, notebook) as progress:
+        kernel = type("Kernel", (SamePythonKernel,), {"process_output": log})
         try:
             papermill.execute_notebook(
                 str(source),
@@ -92,7 +101,7 @@ def run_notebook(
                 parameters=values,
                 progress_bar=False,
                 store_widget_state=False,
-                kernel_manager_class=SamePythonKernel,
+                kernel_manager_class=kernel,
                 on_cell_start=progress.start_cell,
                 stderr_file=progress,
             )
@@ -102,7 +111,9 @@ def run_notebook(
         except Exception as failure:
             # A dead kernel and whatever else papermill meets: the other notebooks still run.
             error = f"{type(failure).__name__}: {failure}"
-            details = "".join(traceback.format_exception(failure))
+            log.seek(0)
+            said = log.read()[-LOG_BYTES:].decode(errors="replace")
+            details = "".join(traceback.format_exception(failure)) + said
         progress.failed = error is not None
     if not executed.exists():
         nbformat.write(notebook, executed)

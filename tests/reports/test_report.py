@@ -236,7 +236,7 @@ def test_a_stopped_run_leaves_the_old_report_whole(tmp_path, notebooks, how):
         [sys.executable, "-c", command, str(out), str(folder)], stderr=subprocess.PIPE
     )
     with process:
-        _wait(lambda: started.exists() and started.read_text())
+        _wait(lambda: process.poll() or (started.exists() and started.read_text()))
         os.kill(process.pid, how)
         process.communicate(timeout=30)
     assert process.returncode != 0
@@ -252,12 +252,13 @@ def test_a_stopped_run_leaves_the_old_report_whole(tmp_path, notebooks, how):
 
 
 def test_a_kernel_that_dies_is_a_failed_notebook(tmp_path, notebooks):
-    folder = notebooks("00_dies.ipynb", "import os\nos._exit(1)").parent
+    folder = notebooks("00_dies.ipynb", "import os\nos.write(2, b'last words')\nos._exit(1)").parent
     notebooks("01_lives.ipynb", "x = 1")
     outcome = render_report("m", out=tmp_path / "reports", notebooks_dir=folder)
     assert outcome.failed == ["00_dies"]
     page = (outcome.folder / "00_dies.html").read_text()
     assert "DeadKernelError" in page
+    assert "last words" in page
 
 
 def _wait(condition, seconds=30):
