@@ -1,0 +1,28 @@
+"""The notebooks of the checkout and the profiles fit each other."""
+
+import pytest
+
+from esparse_lab.reports import NOTEBOOKS, plan_report
+from esparse_lab.reports.parameters import notebook_parameters
+from esparse_lab.reports.profiles import PROFILES
+
+pytestmark = pytest.mark.skipif(
+    not list(NOTEBOOKS.glob("*.ipynb")), reason="there are no notebooks in this checkout"
+)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_each_value_of_a_profile_reaches_a_notebook_as_declared(profile):
+    sources, values = plan_report("m", profile=profile)
+    declared = {source.stem: notebook_parameters(source) for source in sources}
+    for name, value in PROFILES[profile].items():
+        takers = [notebook for notebook in declared if name in declared[notebook]]
+        assert takers, f"no notebook declares {name}"
+        for notebook in takers:
+            assert declared[notebook][name].kind == type(value).__name__
+            assert values[notebook][name] == value
+
+
+def test_every_notebook_takes_a_seed():
+    for source in plan_report("m")[0]:
+        assert "seed" in notebook_parameters(source), source.name
