@@ -157,7 +157,7 @@ def load_model(
         name, revision = path.name, f"sha256:{sha256_of(path)}"
     else:
         model, tokenizer, revision = _load_hub(name, revision, dtype)
-    model = model.to(device).eval()
+    model = model.to(device)  # from_pretrained left it in eval mode
     check_finite_weights(model)
     return LoadedModel(model, tokenizer, name, revision)
 

@@ -420,18 +420,32 @@ for name, options in {calls!r}:
     return done.stdout.splitlines()
 
 
-def test_a_hub_model_without_network(saved, tmp_path):
-    # The layout of the hub's own cache; a machine that fetched the model before has it.
-    repository = tmp_path / "hub" / "models--someone--tiny"
+def put_in_hub_cache(saved: Path, home: Path, name: str) -> Path:
+    """Lay a model out as the hub's own cache does on a machine that fetched it before."""
+    repository = home / "hub" / f"models--someone--{name}"
     snapshot = repository / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
     for file in saved.iterdir():
         (snapshot / file.name).write_bytes(file.read_bytes())
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    tiny, other = load_in_process(offline, ("someone/tiny", {}), ("someone/other", {}))
+    return snapshot
+
+
+def test_hub_models_without_network(saved, tmp_path):
+    put_in_hub_cache(saved, tmp_path, "tiny")
+    pickled = put_in_hub_cache(saved, tmp_path, "pickled")
+    (pickled / "model.safetensors").unlink()
+    torch.save(tiny_model().state_dict(), pickled / "pytorch_model.bin")
+    tiny, pickled, other = load_in_process(
+        {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        ("someone/tiny", {}),
+        ("someone/pickled", {}),
+        ("someone/other", {}),
+    )
     assert tiny == f"someone/tiny {COMMIT} 64"
+    assert pickled.startswith("InputError The Hugging Face repository someone/pickled holds no")
+    assert "safetensors" in pickled
     assert other.startswith("EsparseError There is no folder 'someone/other' here, and the Hugging")
     assert "cannot be reached" in other
     assert "esparse fetch" in other
