@@ -4,62 +4,49 @@ Axis names in shapes: sequence, position, token (sequence x position), in (input
 layer), out (output channel), group (of M neighbouring input channels).
 """
 
-from esparse_lab.architectures import find_layer, prunable_layers
-from esparse_lab.capture import collect_layer_stats, layer_inputs
-from esparse_lab.channel_stats import LayerStats
-from esparse_lab.corpora import load_corpus, token_windows
-from esparse_lab.entropy import Histogram, channel_entropy
-from esparse_lab.errors import EsparseError, InputError
-from esparse_lab.masks import Pattern, check_nm, nm_mask
-from esparse_lab.methods import METHODS, ESparse, Magnitude, Wanda, make_method
-from esparse_lab.models import load_model
-from esparse_lab.permutation import (
-    SEARCHES,
-    BlockShuffle,
-    ChannelOrder,
-    GlobalShuffle,
-    ordered_mask,
-    retained_share,
-    search_order,
-    search_steps,
-)
-from esparse_lab.perplexity import Perplexity, perplexity
-from esparse_lab.pruning import PrunedLayer, Recipe, prune_model
-from esparse_lab.run_record import Run
+from importlib import import_module
 
-__all__ = [
-    "METHODS",
-    "SEARCHES",
-    "BlockShuffle",
-    "ChannelOrder",
-    "ESparse",
-    "EsparseError",
-    "GlobalShuffle",
-    "Histogram",
-    "InputError",
-    "LayerStats",
-    "Magnitude",
-    "Pattern",
-    "Perplexity",
-    "PrunedLayer",
-    "Recipe",
-    "Run",
-    "Wanda",
-    "channel_entropy",
-    "check_nm",
-    "collect_layer_stats",
-    "find_layer",
-    "layer_inputs",
-    "load_corpus",
-    "load_model",
-    "make_method",
-    "nm_mask",
-    "ordered_mask",
-    "perplexity",
-    "prunable_layers",
-    "prune_model",
-    "retained_share",
-    "search_order",
-    "search_steps",
-    "token_windows",
-]
+__version__ = "0.1.0"
+
+_HOME = {
+    "architectures": ["find_layer", "prunable_layers"],
+    "capture": ["collect_layer_stats", "layer_inputs"],
+    "channel_stats": ["LayerStats"],
+    "corpora": ["load_corpus", "token_windows"],
+    "entropy": ["Histogram", "channel_entropy"],
+    "errors": ["EsparseError", "InputError"],
+    "likelihood": ["Perplexity", "perplexity"],
+    "masks": ["Pattern", "check_nm", "nm_mask"],
+    "methods": ["METHODS", "ESparse", "Magnitude", "Wanda", "make_method"],
+    "models": ["load_model"],
+    "permutation": [
+        "SEARCHES",
+        "BlockShuffle",
+        "ChannelOrder",
+        "GlobalShuffle",
+        "ordered_mask",
+        "retained_share",
+        "search_order",
+        "search_steps",
+    ],
+    "pruning": ["PrunedLayer", "Recipe", "prune_model"],
+    "run_record": ["Run"],
+}
+"""Which module each public name lives in."""
+
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: `esparse --help` need not wait for torch."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'esparse_lab' has no attribute {name!r}")
+    value = getattr(import_module(f"esparse_lab.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

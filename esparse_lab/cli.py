@@ -243,8 +243,8 @@ def evaluate(
     negative log likelihood.
     """
     from esparse_lab.corpora import load_corpus, token_windows, tokens_sha256
+    from esparse_lab.likelihood import perplexity
     from esparse_lab.models import load_model
-    from esparse_lab.perplexity import perplexity
 
     loaded = load_model(model, revision=revision, dtype=dtype, device=device)
     text = load_corpus(corpus, split)

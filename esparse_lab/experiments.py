@@ -15,11 +15,11 @@ from esparse_lab.architectures import prunable_layers, transformer_blocks
 from esparse_lab.capture import collect_layer_stats
 from esparse_lab.corpora import tokens_sha256
 from esparse_lab.errors import unknown
+from esparse_lab.likelihood import perplexity
 from esparse_lab.masks import Pattern
 from esparse_lab.methods import PruningMethod, make_method
 from esparse_lab.models import LoadedModel
 from esparse_lab.permutation import SEARCHES, OrderSearch, retained_share, search_order
-from esparse_lab.perplexity import perplexity
 from esparse_lab.pruning import Recipe, prune_model
 from esparse_lab.result_cache import cached
 from esparse_lab.tables import layer_place

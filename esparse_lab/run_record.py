@@ -22,15 +22,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import esparse_lab
 from esparse_lab.atomic import cannot_write, write_atomically
 from esparse_lab.errors import InputError
+from esparse_lab.result_cache import core_hash
 
 if TYPE_CHECKING:  # not loaded at run time, so that the command line starts at once
     import pandas as pd
     import torch
 
-PACKAGES = ("torch", "transformers", "numpy", "pandas", "plotly", "papermill", "esparse_lab")
-"""The packages whose versions a record names, beside Python's own."""
+PACKAGES = ("torch", "transformers", "numpy", "pandas", "plotly", "papermill")
+"""The packages whose versions a record names, beside Python's own and ours."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class RunRecord:
         peak_memory_mib: highest resident memory of the process ("process") and, with CUDA, of
             torch's allocator on the current device ("cuda"), in MiB.
         versions: package -> version, None for one that is not installed.
+        source_sha256: hash of the package's core source, which tells the code also outside a
+            checkout.
         git: `commit` and `dirty` of the checkout, or None outside one.
         headline: the numbers that stand for the run in the index of reports.
         facts: whatever else the run wants kept.
@@ -65,6 +69,7 @@ class RunRecord:
     device: str
     peak_memory_mib: dict
     versions: dict
+    source_sha256: str
     git: dict | None
     headline: dict
     facts: dict
@@ -111,6 +116,7 @@ class RunRecord:
             ("peak memory", memory),
             ("versions", ", ".join(f"{name} {found}" for name, found in self.versions.items())),
         ]
+        rows.append(("core source", f"sha256 {self.source_sha256[:12]}"))
         if self.git:
             changes = " + local changes" if self.git["dirty"] else ""
             rows.append(("git commit", f"{self.git['commit']}{changes}"))
@@ -212,6 +218,7 @@ class Run:
             device=_device_name(model),
             peak_memory_mib=_peak_memory_mib(),
             versions=versions(),
+            source_sha256=core_hash(),
             git=git_state(),
             headline=_plain(headline or {}),
             facts=_plain(facts),
@@ -229,7 +236,7 @@ def versions() -> dict[str, str | None]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = None
-    return found
+    return found | {"esparse_lab": esparse_lab.__version__}
 
 
 def git_state(package: Path = Path(__file__).parent) -> dict[str, object] | None:

@@ -1,7 +1,7 @@
 """Every supported family is described completely."""
 
 import pytest
-from conftest import TINY_CONFIGS, random_model
+from tiny_models import TINY_CONFIGS, random_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 

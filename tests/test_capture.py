@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TINY_CONFIGS, random_model
+from tiny_models import TINY_CONFIGS, random_model
 
 from esparse_lab import EsparseError, InputError, LayerStats, collect_layer_stats, layer_inputs
 from esparse_lab.architectures import prunable_layers

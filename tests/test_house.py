@@ -17,7 +17,7 @@ ROOMS = [
     ["channel_stats"],
     ["capture", "masks", "methods"],
     ["permutation"],
-    ["pruning", "perplexity"],
+    ["pruning", "likelihood"],
     ["run_record", "result_cache"],
     ["tables"],
     ["experiments"],
@@ -104,3 +104,23 @@ def test_every_dependency_is_pinned():
     }
     wanted = set(project["dependencies"]).union(*project["optional-dependencies"].values())
     assert {w.split(">=")[0].lower() for w in wanted} <= pins
+
+
+def test_public_names_are_what_they_say():
+    import esparse_lab
+
+    modules_here = {p.stem for p in PACKAGE.iterdir()}
+    for name in esparse_lab.__all__:
+        assert getattr(esparse_lab, name) is not None
+        # Importing a submodule binds its name in the package and would hide a public one.
+        assert name not in modules_here
+    with pytest.raises(AttributeError, match="no attribute 'wonda'"):
+        _ = esparse_lab.wonda
+
+
+def test_help_does_not_wait_for_torch():
+    import subprocess
+    import sys
+
+    code = "import esparse_lab.cli, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

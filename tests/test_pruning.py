@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import TINY_CONFIGS, random_model
+from tiny_models import TINY_CONFIGS, random_model
 
 from esparse_lab import (
     METHODS,

@@ -22,9 +22,11 @@ class ESparse:
     """Score |w| * (entropy + alpha * norm), the last two per input channel.
 
     Attributes:
-        alpha: weight of the norm against the entropy, at least 0. The paper states no value.
-            The norm grows with the sequence length and the entropy does not, so an alpha means
-            something only together with `norm_scale` and the length of the sequences.
+        alpha: weight of the norm against the entropy, at least 0. The paper states no value; 3 was
+            best at 2:4 on validation text of the embedded corpus, with 128 sequences of 2048
+            tokens (benchmarks/choose_alpha.py, reports/reference/choose_alpha.sweep.csv). The norm
+            grows with the sequence length and the entropy does not, so an alpha means something
+            only together with `norm_scale` and the length of the sequences.
         norm_scale: what the norm is counted in. "wanda": the root of the mean over sequences of the
             squared L2 norm; "rms": per token (Wanda's over sqrt(length)); "l2": over all
             tokens (Wanda's times sqrt(sequences)); "relative": norm and entropy each divided by
@@ -33,7 +35,7 @@ class ESparse:
         histogram: how the entropy is binned.
     """
 
-    alpha: float = 1.0
+    alpha: float = 3.0
     norm_scale: NormScale = "wanda"
     form: Form = "sum"
     histogram: Histogram = Histogram()
