@@ -52,6 +52,9 @@ def main() -> None:
         for method in methods
     ]
     frame = perplexity_ladder(loaded, calibration, validation, recipes, progress=False)
+    tried = [None, *(recipe.method for recipe in recipes)]  # the dense model comes first
+    for setting in ("form", "norm_scale", "alpha"):
+        frame[setting] = [getattr(method, setting, None) for method in tried]
     sweep = frame.sort_values(["search", "perplexity"])
     run.save_table("sweep", sweep)
     run.finish(
@@ -63,8 +66,8 @@ def main() -> None:
         },
         seed=0,
     )
-    columns = ["settings", "search", "perplexity", "retained_share", "prune_seconds"]
-    print(sweep[columns].to_string(index=False, max_colwidth=90))
+    columns = ["method", "form", "norm_scale", "alpha", "search", "perplexity", "retained_share"]
+    print(sweep[columns].to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def perplexity_ladder(
         calibration: int64 [sequence, position].
         test: int64 [window, position].
         recipes: what to try; see `ladder`.
-        progress: show bars.
+        progress: show a bar, one step a recipe.
 
     Returns:
         Columns: method, settings, pattern, search, dense, perplexity, retained_share (mean over
@@ -109,20 +109,21 @@ def perplexity_ladder(
         "retained_share": 1.0,
         "prune_seconds": 0.0,
     }
-    rows = [dense | cached(key, lambda: _measured(loaded.model, test, progress))]
-    for recipe in tqdm(list(recipes), "ladder", unit="recipe", disable=not progress):
-        cell = key | {"calibration": tokens_sha256(calibration), "recipe": repr(recipe)}
-        if not recipe.method.needs_stats:
-            cell["calibration"] = None
-        rows.append(
-            cached(cell, lambda r=recipe: _pruned_cell(loaded, calibration, test, r, progress))
-        )
+    rows = [dense | cached(key, lambda: _measured(loaded.model, test))]
+    with tqdm(list(recipes), "ladder", unit="recipe", disable=not progress) as bar:
+        for recipe in bar:
+            name, search = _method_name(recipe.method), search_name(recipe.search)
+            bar.set_postfix_str(f"{name} {recipe.pattern} {search}")
+            cell = key | {"calibration": tokens_sha256(calibration), "recipe": repr(recipe)}
+            if not recipe.method.needs_stats:
+                cell["calibration"] = None
+            rows.append(cached(cell, lambda r=recipe: _pruned_cell(loaded, calibration, test, r)))
     return pd.DataFrame(rows)
 
 
-def _measured(model: PreTrainedModel, test: Tensor, progress: bool) -> dict:
+def _measured(model: PreTrainedModel, test: Tensor) -> dict:
     started = time.perf_counter()
-    value = perplexity(model, test, progress=progress).value
+    value = perplexity(model, test, progress=False).value
     return {
         "perplexity": value,
         "eval_seconds": time.perf_counter() - started,
@@ -130,14 +131,12 @@ def _measured(model: PreTrainedModel, test: Tensor, progress: bool) -> dict:
     }
 
 
-def _pruned_cell(
-    loaded: LoadedModel, calibration: Tensor, test: Tensor, recipe: Recipe, progress: bool
-) -> dict:
+def _pruned_cell(loaded: LoadedModel, calibration: Tensor, test: Tensor, recipe: Recipe) -> dict:
     with weights_restored(loaded.model):
         started = time.perf_counter()
-        layers = prune_model(loaded.model, calibration, recipe, progress=progress)
+        layers = prune_model(loaded.model, calibration, recipe, progress=False)
         prune_seconds = time.perf_counter() - started
-        measured = _measured(loaded.model, test, progress)
+        measured = _measured(loaded.model, test)
     return {
         "method": _method_name(recipe.method),
         "settings": repr(recipe.method),

@@ -1,5 +1,6 @@
 """Measurements as tidy tables: one row an observation, the unit in the column's name."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from esparse_lab.masks import Pattern
 from esparse_lab.methods import ESparse
 from esparse_lab.permutation import OrderSearch, search_steps
 
-PAPER_TABLES = Path(__file__).parent.parent / "data" / "paper"
+HOME = Path(__file__).parent.parent
+PAPER_TABLES = HOME / "data" / "paper"
+REFERENCE = HOME / "reports" / "reference"
 
 
 def layer_place(layer: str) -> tuple[int, str]:
@@ -244,3 +247,20 @@ def beside_paper(number: int, measured: pd.DataFrame, label: str) -> pd.DataFram
     columns = {("measured here", label): ours.reindex(wide.index)}
     columns |= {("published", model): wide[model] for model in wide.columns}
     return pd.DataFrame(columns, index=wide.index)
+
+
+def reference_run(name: str, table: str) -> tuple[pd.DataFrame, dict]:
+    """A table that was measured once on larger hardware and is kept with its run record.
+
+    Args:
+        name: of the run, such as "ladder".
+        table: of the table, such as "perplexity".
+
+    Returns:
+        The table, and the record: model, tokens, seed, device, date, versions.
+    """
+    record = REFERENCE / "records" / f"{name}.json"
+    if not record.is_file():
+        raise unknown("reference run", name, [p.stem for p in REFERENCE.glob("records/*.json")])
+    frame = pd.read_csv(REFERENCE / "tables" / f"{name}.{table}.csv", keep_default_na=False)
+    return frame, json.loads(record.read_text())
