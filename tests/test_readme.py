@@ -1,0 +1,42 @@
+"""The README says what is so: its links lead somewhere and its figures are the kept ones."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+HOME = Path(__file__).parent.parent
+README = (HOME / "README.md").read_text()
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (HOME / link).exists(), link
+
+
+def test_notebooks_are_all_listed():
+    listed = re.findall(r"\(notebooks/(\S+)\.ipynb\)", README)
+    assert listed == sorted(p.stem for p in (HOME / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def test_the_ladder_is_the_kept_one():
+    kept = pd.read_csv(
+        HOME / "reports" / "reference" / "tables" / "ladder.perplexity.csv", keep_default_na=False
+    )
+    cells = kept.set_index(["method", "pattern", "search"]).perplexity
+    rows = [
+        [cell.strip() for cell in line.strip("|\n").split("|")]
+        for line in README.splitlines()
+        if re.match(r"\| (magnitude|wanda|esparse) ", line)
+    ]
+    header = ["none", "gns", "gns+lbs"]
+    found = {
+        (method, pattern, search): value
+        for method, pattern, *values in rows
+        for search, value in zip(header, values, strict=True)
+        if value != "–"
+    }
+    assert found == {key: f"{value:.1f}" for key, value in cells.items() if key[0] != "dense"}
+    assert f"Dense: {cells['dense', '', 'none']:.1f}." in README
