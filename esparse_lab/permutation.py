@@ -17,6 +17,10 @@ from esparse_lab.masks import Pattern, in_groups, nm_mask
 # A swap must add this share of its block's kept score to count as one: far above float32 rounding.
 LEAST_GAIN = 1e-6
 
+# On a CPU, torch sums an L1 distance in one chain of dependent additions. Rows in pieces of this
+# many let neighbouring pairs overlap: twice as fast (benchmarks/shuffle.py), and rounds less.
+ROWS_AT_ONCE = 64
+
 
 @dataclass(frozen=True)
 class ChannelOrder:
@@ -137,11 +141,13 @@ class BlockShuffle:
         blocks = _Blocks(scores[:, order.index], pattern, self.block)
         swaps = 0
         yield SearchStep(order, swaps, blocks.kept() / total)
+        kept = blocks.kept()
         while made := blocks.swap(self.at_once):
+            if blocks.kept() <= kept:  # what was left was rounding: without this it might circle
+                return
+            kept = blocks.kept()
             swaps += made
-            yield SearchStep(
-                ChannelOrder(order.index[blocks.index()]), swaps, blocks.kept() / total
-            )
+            yield SearchStep(ChannelOrder(order.index[blocks.index()]), swaps, kept / total)
 
 
 SEARCHES: dict[str, OrderSearch | None] = {
@@ -154,12 +160,12 @@ SEARCHES: dict[str, OrderSearch | None] = {
 class _Blocks:
     """The state of a block shuffle: which channels form which group, and what each swap gains.
 
-    Shapes: b blocks, k channels a block, g groups a block, m channels a group, r rows. Channels
-    never move; the membership of groups does. So when channel `a` of group A and channel `c` of
-    group C change places, only the rows of `worth` that belong to members of A and C change.
+    Shapes: b blocks, k channels a block, g groups a block, m channels a group, r rows, in p pieces.
+    Channels never move; the membership of groups does. So when channel `a` of group A and channel
+    `c` of group C change places, only the rows of `worth` that belong to members of A and C change.
 
     Attributes:
-        x: scores, [b, k, r]; places that fill up the last block hold zeros.
+        x: scores, [b, p, k, r / p]; what fills up the last block and the last piece is zero.
         members: channels of each group by their number inside the block, [b, g, m].
         worth: worth[a, c] = kept score of a's group if channel c stood in a's place, minus what the
             group keeps now, [b, k, k].
@@ -172,21 +178,23 @@ class _Blocks:
         # A matrix narrower than one block makes one block of whole groups.
         size = min(size, -(-self.n_channels // self.m) * self.m)
         n_blocks = -(-self.n_channels // size)
-        x = scores.new_zeros(n_blocks * size, scores.shape[0], dtype=torch.float32)
-        x[: self.n_channels] = scores.T
-        self.x = x.view(n_blocks, size, -1)
-        self.sums = self.x.sum(dim=-1)
+        n_rows = scores.shape[0]
+        piece = ROWS_AT_ONCE if scores.device.type == "cpu" else n_rows
+        x = scores.new_zeros(n_blocks * size, -(-n_rows // piece) * piece, dtype=torch.float32)
+        x[: self.n_channels, :n_rows] = scores.T
+        self.x = x.view(n_blocks, size, -1, piece).transpose(1, 2).contiguous()
+        self.sums = self.x.sum(dim=-1).sum(dim=1)
         device = x.device
         is_real = torch.arange(n_blocks * size, device=device) < self.n_channels
         self.is_filler = ~is_real.view(n_blocks, size)
         places = torch.arange(size, device=device).view(-1, self.m)
         self.members = places.repeat(n_blocks, 1, 1)
-        n_groups = size // self.m
         self.worth = x.new_empty(n_blocks, size, size)
-        self.kept_by_group = torch.zeros(n_blocks, n_groups, dtype=torch.float64, device=device)
-        every = torch.arange(n_groups, device=device).expand(n_blocks, -1)
-        self._update(torch.arange(n_blocks, device=device), every)
+        self.kept_by_group = torch.zeros(
+            n_blocks, size // self.m, dtype=torch.float64, device=device
+        )
         self.open = torch.arange(n_blocks, device=device)  # blocks that may still improve
+        self._update_all(self.open, is_real.view(n_blocks, -1, self.m).any(dim=-1))
 
     def kept(self) -> float:
         """The score kept now, over all blocks."""
@@ -198,7 +206,7 @@ class _Blocks:
         Fillers sit behind the real channels of their block and are never swapped, so cutting the
         end off leaves a permutation.
         """
-        size = self.x.shape[1]
+        size = self.worth.shape[1]
         first = size * torch.arange(len(self.x), device=self.x.device)
         return (self.members.flatten(1) + first[:, None]).flatten()[: self.n_channels]
 
@@ -225,7 +233,7 @@ class _Blocks:
         improved = touched.any(dim=-1)
         self.open = self.open[improved]
         if len(self.open):
-            self._update(self.open, _ragged_columns(touched[improved]))
+            self._update_all(self.open, touched[improved])
         return len(block)
 
     def _gain_by_place(self, members: Tensor) -> Tensor:
@@ -241,12 +249,21 @@ class _Blocks:
         gain.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
         return gain
 
+    def _update_all(self, blocks: Tensor, chosen: Tensor) -> None:
+        """Bring `worth` and `kept_by_group` up to date for the `chosen` groups [b, g]."""
+        if self.x.device.type == "cpu":  # block by block nothing is computed twice
+            for block, of_block in zip(blocks.split(1), chosen, strict=True):
+                self._update(block, of_block.nonzero().T)
+        else:
+            self._update(blocks, _ragged_columns(chosen))
+
     def _update(self, blocks: Tensor, groups: Tensor) -> None:
         """Bring `worth` and `kept_by_group` up to date for `groups` [b, t] of `blocks` [b]."""
         b, t = groups.shape
         channels = self.members[blocks[:, None], groups]  # [b, t, m]
         x = self.x[blocks]
-        inside = x[torch.arange(b, device=x.device)[:, None, None], channels]  # [b, t, m, r]
+        of_block = torch.arange(b, device=x.device)[:, None, None]
+        inside = x.transpose(1, 2)[of_block, channels].flatten(3)  # [b, t, m, r]
         in_order = _descending(inside)
         top, bar, below = in_order[: self.n], in_order[self.n - 1], in_order[self.n]
         kept = torch.stack(top).sum(dim=0)  # [b, t, r]
@@ -258,25 +275,12 @@ class _Blocks:
         group_kept = kept.sum(dim=-1, dtype=torch.float64)
         self.kept_by_group[blocks[:, None], groups] = group_kept
         # sum over rows of max(x, rival) = (sum x + sum rival + L1 distance) / 2, for all pairs.
-        distance = _l1_distances(rival.view(b, t * self.m, -1), x)
+        pieces = rival.view(b, t * self.m, x.shape[1], -1).transpose(1, 2)
+        distance = torch.cdist(pieces, x, p=1).sum(dim=1)
         maximum = (distance + rival.sum(dim=-1).view(b, -1, 1) + self.sums[blocks][:, None, :]) / 2
         now = group_kept.float()[:, :, None].expand(-1, -1, self.m).reshape(b, -1, 1)
         worth = secure.sum(dim=-1).view(b, -1, 1) + maximum - now
         self.worth[blocks[:, None], channels.flatten(1)] = worth
-
-
-def _l1_distances(a: Tensor, b: Tensor) -> Tensor:
-    """L1 distance of every row of `a` [block, p, r] to every row of `b` [block, k, r].
-
-    On a CPU, torch sums a pair in one chain of dependent additions; short pieces of 64 let
-    neighbouring pairs overlap, which is twice as fast (benchmarks/shuffle.py) and rounds less.
-    """
-    if a.device.type != "cpu":
-        return torch.cdist(a, b, p=1)
-    total = a.new_zeros(a.shape[0], a.shape[1], b.shape[1])
-    for piece_a, piece_b in zip(a.split(64, dim=2), b.split(64, dim=2), strict=True):
-        total += torch.cdist(piece_a, piece_b, p=1)
-    return total
 
 
 def _descending(x: Tensor) -> list[Tensor]:

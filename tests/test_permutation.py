@@ -88,6 +88,12 @@ def test_global_shuffle_deals_by_hand():
     assert scores[0, order.index].tolist() == [8, 6, 4, 2, 7, 5, 3, 1]
 
 
+def test_global_shuffle_ranks_channels_by_their_mean():
+    # Means 4.5 5 4 3, largest values 9 5 8 3.
+    scores = torch.tensor([[9.0, 5, 8, 3], [0, 5, 0, 3]])
+    assert search_order(scores, Pattern(1, 2), GlobalShuffle()).index.tolist() == [1, 2, 0, 3]
+
+
 def test_global_shuffle_deals_into_a_short_last_group():
     scores = torch.tensor([[6.0, 5, 4, 3, 2, 1]])
     order = search_order(scores, Pattern(2, 4), GlobalShuffle())
@@ -189,6 +195,12 @@ def test_bad_settings_and_orders_say_why():
         BlockShuffle(at_once=0)
     with pytest.raises(InputError, match="each of 0"):
         ChannelOrder(torch.tensor([0, 0, 1]))
+
+
+def test_swaps_that_add_nothing_do_not_circle(monkeypatch):
+    monkeypatch.setattr("esparse_lab.permutation.LEAST_GAIN", -1e-3)  # as if rounding were gain
+    steps = list(search_steps(torch.ones(3, 16), Pattern(2, 4), BlockShuffle(block=8)))
+    assert [step.swaps for step in steps] == [0]
 
 
 def test_all_zero_scores_end_at_once():
