@@ -91,6 +91,8 @@ def _block_calls(
     only the first block's hidden states mean something.
     """
     calls: list[tuple[Tensor, dict]] = []
+    # A module may bring a forward of its own, as a model spread over devices by accelerate does.
+    own = [block.module.__dict__.get("forward") for block in blocks]
 
     def record(hidden_states: Tensor, **keywords) -> Tensor:
         calls.append((hidden_states, keywords))
@@ -105,8 +107,10 @@ def _block_calls(
     except _LastBlockReached:
         pass
     finally:
-        for block in blocks:
+        for block, forward in zip(blocks, own, strict=True):
             block.module.__dict__.pop("forward", None)  # uncovers the class's own forward
+            if forward is not None:
+                block.module.forward = forward
     return calls
 
 

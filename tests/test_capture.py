@@ -1,8 +1,11 @@
 """Block-by-block capture against the model's own forward."""
 
+import copy
+
 import pytest
 import torch
 from tiny_models import TINY_CONFIGS, random_model
+from transformers import AutoModelForCausalLM
 
 from esparse_lab import EsparseError, InputError, LayerStats, collect_layer_stats, layer_inputs
 from esparse_lab.architectures import prunable_layers
@@ -46,6 +49,20 @@ def test_batches_of_different_size_agree(tiny_llama, tokens, monkeypatch):
         assert stats.n_sequences == 5
 
 
+def test_every_block_and_batch_gets_its_own_arguments(tokens, monkeypatch):
+    # Only the later blocks slide a window; eager masks have the batch's size.
+    model = random_model("qwen2")
+    config = copy.deepcopy(model.config)
+    config.sliding_window, config.use_sliding_window = 3, True
+    config.layer_types = ["full_attention", "sliding_attention", "full_attention"]
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    monkeypatch.setattr("esparse_lab.capture.TOKENS_AT_ONCE", {"cpu": 24})  # 2 + 2 + 1 sequences
+    for name, activations in inputs_of_whole_forward(model, tokens).items():
+        torch.testing.assert_close(layer_inputs(model, tokens, name), activations)
+
+
 def test_layers_that_read_one_activation_share_statistics(tiny_llama, tokens):
     stats = collect_layer_stats(tiny_llama, tokens, progress=False)
     prefix = "model.layers.1.self_attn"
@@ -84,6 +101,20 @@ def test_nothing_is_left_on_the_model_after_an_error(tiny_llama, tokens):
     with pytest.raises(EsparseError, match=r"layers\.1\.mlp\.down_proj: 1 of 40 input channels"):
         collect_layer_stats(tiny_llama, tokens, progress=False)
     assert hooks_and_overrides(tiny_llama) == 0
+
+
+def test_a_forward_of_the_models_own_is_put_back_and_used(tiny_llama, tokens):
+    block = tiny_llama.model.layers[1]
+    inner, calls = block.forward, []
+
+    def own_forward(*args, **keywords):
+        calls.append(1)
+        return inner(*args, **keywords)
+
+    block.forward = own_forward
+    collect_layer_stats(tiny_llama, tokens, progress=False)
+    assert block.forward is own_forward
+    assert calls == [1]
 
 
 def test_hook_comes_off_when_its_body_raises(tiny_llama):

@@ -27,7 +27,7 @@ def test_keeps_the_best_of_every_group(pattern, n_in):
             assert value == pytest.approx(best_subset_sum(group, pattern.n), abs=1e-12)
 
 
-@pytest.mark.parametrize("pattern", [*PATTERNS, Pattern(8, 32)], ids=str)
+@pytest.mark.parametrize("pattern", [*PATTERNS, Pattern(8, 32), Pattern(280, 300)], ids=str)
 def test_ties_keep_the_lower_channel(pattern):
     mask = nm_mask(torch.ones(2, 2 * pattern.m), pattern)
     expected = ([True] * pattern.n + [False] * (pattern.m - pattern.n)) * 2

@@ -1,7 +1,9 @@
 """Pruning a whole model: what is dropped, from which statistics, and what is left alone."""
 
 import copy
+import time
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import TINY_CONFIGS, random_model
@@ -11,6 +13,7 @@ from esparse_lab import (
     SEARCHES,
     BlockShuffle,
     EsparseError,
+    GlobalShuffle,
     InputError,
     Magnitude,
     Pattern,
@@ -91,6 +94,26 @@ def test_layers_that_share_an_input_share_an_order(tiny_llama, tokens):
     assert orders["self_attn.q_proj"] is orders["self_attn.v_proj"]
     assert orders["mlp.gate_proj"] is orders["mlp.up_proj"]
     assert orders["self_attn.o_proj"] is not orders["self_attn.q_proj"]
+
+
+def test_a_shared_order_comes_from_the_scores_of_all_its_layers(tiny_llama):
+    dense = {n: m.weight.detach().clone() for n, m in prunable_layers(tiny_llama).items()}
+    started = time.perf_counter()
+    pruned = prune_model(
+        tiny_llama, None, Recipe(Magnitude(), PATTERN, GlobalShuffle()), progress=0
+    )
+    elapsed = time.perf_counter() - started
+    names = [f"model.layers.1.self_attn.{role}_proj" for role in "qkv"]
+    mean = np.concatenate([dense[n].abs().double().numpy() for n in names]).mean(axis=0)
+    best_first = np.argsort(-mean)
+    dealt = [best_first[slot * 6 + group] for group in range(6) for slot in range(4)]
+    for layer in pruned:
+        if layer.name in names:
+            assert layer.order.index.tolist() == dealt
+        size = dense[layer.name].abs().double()
+        kept = float(size[layer.mask].sum() / size.sum())
+        assert layer.retained_share == pytest.approx(kept, rel=1e-6)
+    assert sum(layer.seconds for layer in pruned) <= elapsed
 
 
 def test_dense_calibration_reads_the_unpruned_model(tokens):
