@@ -4,6 +4,7 @@ A file is written beside its final place and renamed over it. A folder is built 
 and renamed into place when it is finished, so a reader, Ctrl-C or a kill never meets a half of it.
 """
 
+import errno
 import fcntl
 import os
 import secrets
@@ -81,7 +82,10 @@ def building_folder(target: Path) -> Iterator[Path]:
 def cannot_write(path: Path, error: OSError) -> EsparseError:
     """The error for a place that cannot be written, with the system's reason and the way out."""
     reason = error.strerror or str(error)
-    return EsparseError(f"Cannot write {path}: {reason}. Choose a folder that you may write to.")
+    advice = "Choose a folder that you may write to."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "Make room, or choose a folder on another disk."
+    return EsparseError(f"Cannot write {path}: {reason}. {advice}")
 
 
 def _swap(build: Path, target: Path) -> None:

@@ -187,30 +187,30 @@ def prune(
     tokens = token_windows(
         loaded.tokenizer, text, split="train", length=length, count=sequences, seed=seed
     )
-    started = time.perf_counter()
-    layers = prune_model(loaded.model, tokens, recipe)
-    seconds = time.perf_counter() - started
-    retained = sum(layer.retained_share for layer in layers) / len(layers)
-    facts = {
-        "model": {"name": loaded.name, "revision": loaded.revision, "dtype": dtype},
-        "recipe": {
-            "method": repr(recipe.method),
-            "pattern": str(recipe.pattern),
-            "search": repr(recipe.search),
-            "calibration": recipe.calibration,
-        },
-        "calibration": {
-            "corpus": {"name": text.name, "split": text.split, "sha256": text.sha256},
-            "tokens": {"shape": list(tokens.shape), "sha256": tokens_sha256(tokens)},
-            "seed": seed,
-        },
-        "retained_share": retained,
-        "layers": {layer.name: layer.retained_share for layer in layers},
-        "seconds": seconds,
-        "versions": versions(),
-        "git": git_state(),
-    }
-    with building_folder(out) as folder:
+    with building_folder(out) as folder:  # first, so that a bad place is found at once
+        started = time.perf_counter()
+        layers = prune_model(loaded.model, tokens, recipe)
+        seconds = time.perf_counter() - started
+        retained = sum(layer.retained_share for layer in layers) / len(layers)
+        facts = {
+            "model": {"name": loaded.name, "revision": loaded.revision, "dtype": dtype},
+            "recipe": {
+                "method": repr(recipe.method),
+                "pattern": str(recipe.pattern),
+                "search": repr(recipe.search),
+                "calibration": recipe.calibration,
+            },
+            "calibration": {
+                "corpus": {"name": text.name, "split": text.split, "sha256": text.sha256},
+                "tokens": {"shape": list(tokens.shape), "sha256": tokens_sha256(tokens)},
+                "seed": seed,
+            },
+            "retained_share": retained,
+            "layers": {layer.name: layer.retained_share for layer in layers},
+            "seconds": seconds,
+            "versions": versions(),
+            "git": git_state(),
+        }
         loaded.model.save_pretrained(folder, safe_serialization=True)
         loaded.tokenizer.save_pretrained(folder)
         write_atomically(folder / "recipe.json", json.dumps(facts, indent=2) + "\n")
@@ -308,8 +308,10 @@ def report(
     from esparse_lab.reports.parameters import parse_assignments
 
     given = parse_assignments(parameter or [])
-    plan_report(model, profile=profile, parameters=given, notebooks_dir=notebooks)
-    _bring(model)
+    _, values = plan_report(model, profile=profile, parameters=given, notebooks_dir=notebooks)
+    from esparse_lab.reports.checks import check_parameters  # takes seconds: torch
+
+    check_parameters(model, values)
     outcome = render_report(
         model, profile=profile, parameters=given, out=out, notebooks_dir=notebooks
     )
@@ -352,17 +354,6 @@ def lab(ctx: typer.Context) -> None:
 def _check_new_folder(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists already and is not an empty folder. Choose another --out.")
-
-
-def _bring(model: str) -> None:
-    """Fail early on a model that cannot be had, and show its download, which kernels would hide."""
-    from esparse_lab.models import EMBEDDED_MODELS, ensure_embedded_model, load_model
-    from esparse_lab.reports import model_path
-
-    if model in EMBEDDED_MODELS:
-        ensure_embedded_model(model)
-    elif model_path(model) is None:
-        load_model(model, dtype="bfloat16", device="cpu")
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 _SOURCE = "source.json"
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _UNREACHABLE = {
     *("LocalEntryNotFoundError", "OfflineModeIsEnabled"),  # of huggingface_hub
     *("TransportError", "ConnectionError", "TimeoutError"),  # of its HTTP library, of Python

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -5,7 +6,7 @@ import sys
 
 import pytest
 
-from esparse_lab.atomic import building_folder, write_atomically
+from esparse_lab.atomic import building_folder, cannot_write, write_atomically
 from esparse_lab.errors import EsparseError
 
 
@@ -92,3 +93,10 @@ def test_what_a_killed_builder_left_is_cleared_and_a_half_swap_undone(tmp_path):
     with pytest.raises(ValueError, match="stop"):
         build()
     assert [p.name for p in tmp_path.rglob("*")] == ["report", "old"]
+
+
+def test_a_full_disk_is_told_from_a_place_without_permission(tmp_path):
+    full = str(cannot_write(tmp_path, OSError(errno.ENOSPC, "No space left on device")))
+    assert "Make room" in full
+    closed = str(cannot_write(tmp_path, OSError(errno.EACCES, "Permission denied")))
+    assert "may write to" in closed

@@ -110,6 +110,14 @@ def test_bad_usage_says_what_is_wrong_and_exits_with_2(tmp_path, monkeypatch, ar
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_cannot_be_written_is_found_before_pruning(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    options = ["--corpus", folder / "text.txt", "--sequences", 2, "--length", 32]
+    result = esparse("prune", folder / "tiny", *options, "--out", tmp_path / "file" / "x")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"esparse: Cannot write {tmp_path / 'file' / 'x'}")
+
+
 def test_a_full_output_folder_is_refused_and_kept(folder, tmp_path):
     (tmp_path / "mine").write_text("precious")
     for out in (tmp_path, tmp_path / "mine"):
@@ -164,6 +172,38 @@ def test_a_report_ends_with_0_or_with_1_when_a_notebook_failed(folder, tmp_path,
     assert result.exit_code == 1
     assert "esparse: 1 notebooks failed: 00_a" in result.stderr
     assert "ZeroDivisionError" in (tmp_path / "reports" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("patterns=2:4,4:2", "patterns=4:2: Pattern 4:2 is not possible"),
+        ("method=wonda", "method=wonda: Unknown method 'wonda'. Did you mean 'wanda'?"),
+        ("shuffled=esparce", "Did you mean 'esparse'?"),
+        ("searches=none,lbs", "searches=lbs: Unknown search"),
+        ("alpha=-1", "alpha=-1.0: alpha must be"),
+        ("bins=1", "bins=1: bins must be"),
+        ("bin_range=layr", "Did you mean 'layer'?"),
+        ("block=2", "block=2 role=down_proj: The model has blocks 0 to 1"),
+        ("roles=q_proj,down", "block=0 roles=down: Unknown layer"),
+        ("n_sequences=0", "n_sequences=0: count must be"),
+        ("length=1", "length=1 n_sequences=8: A window needs"),
+        ("corpus=no.txt", "Cannot read no.txt"),
+        ("window_length=5000", "tokens, one window needs 5000"),
+        ("n_windows=99", "text.txt (test) has 50 windows of 32 tokens, 99 were asked for"),
+    ],
+)
+def test_a_value_that_no_notebook_can_use_is_found_before_any_runs(folder, tmp_path, given, says):
+    sizes = {"block": 0, "length": 32, "window_length": 32}
+    sizes |= {"corpus": folder / "text.txt", "test_corpus": folder / "text.txt"}
+    sizes.pop(given.partition("=")[0], None)
+    assignments = [f"{name}={value}" for name, value in sizes.items()]
+    options = [part for each in [*assignments, given] for part in ("-p", each)]
+    result = esparse("report", folder / "tiny", "--out", tmp_path / "out", *options)
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

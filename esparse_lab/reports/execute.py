@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from jupyter_client.manager import AsyncKernelManager
 REFRESH_SECONDS = 1.0
 LOG_SECONDS = 30.0
 LOG_BYTES = 4000  # of what a dead kernel wrote
+CURSOR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # terminal codes; nested bars move the cursor
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Progress:
 
     def write(self, text: str) -> None:
         """A piece of the cell's stderr: the latest state of a progress bar is its last line."""
-        lines = [line.strip() for line in text.replace("\r", "\n").splitlines()]
+        lines = [line.strip() for line in CURSOR.sub("", text).splitlines()]
         self.bar = next((line for line in reversed(lines) if line), self.bar)
 
     def flush(self) -> None:

@@ -70,8 +70,8 @@ class NotebookParameter:
     def _ill_typed(self, text: str) -> InputError:
         expected = f"a value of type {self.kind}"
         expected = f"values of type {self.kind}, comma-separated" if self.many else expected
-        example = EXAMPLES[self.kind]
-        example = f"{example},{example}" if self.many else example
+        example = self.default or EXAMPLES[self.kind]
+        example = ",".join(map(str, example)) if isinstance(example, list | tuple) else example
         return InputError(
             f"Parameter {self.name!r} got {text!r}, expected {expected}, "
             f"for example -p {self.name}={example}"
