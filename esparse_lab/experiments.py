@@ -1,6 +1,7 @@
 """Measurements that take long enough to be kept: each is computed once and then read from disk."""
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -95,6 +96,7 @@ def perplexity_ladder(
     """
     key = {
         "model": loaded.revision,
+        "weights": weights_fingerprint(loaded.model),
         "name": loaded.name,
         "dtype": str(loaded.model.dtype),
         "device": loaded.model.device.type,
@@ -119,6 +121,19 @@ def perplexity_ladder(
                 cell["calibration"] = None
             rows.append(cached(cell, lambda r=recipe: _pruned_cell(loaded, calibration, test, r)))
     return pd.DataFrame(rows)
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """Tells weights changed in memory (a model pruned in place) from those that were loaded.
+
+    Sums of the weights' bits as integers: exact, so the same on every device.
+    """
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = []
+    for weight in model.parameters():
+        bits = weight.detach().view(integers[weight.element_size()])
+        sums.append(int(bits.sum(dtype=bits.dtype)))  # may wrap around, the same way everywhere
+    return hashlib.sha256(repr(sums).encode()).hexdigest()
 
 
 def _measured(model: PreTrainedModel, test: Tensor) -> dict:
@@ -192,6 +207,7 @@ def retained_table(
     key = {
         "table": "retained",
         "model": loaded.revision,
+        "weights": weights_fingerprint(loaded.model),
         "name": loaded.name,
         "dtype": str(loaded.model.dtype),
         "device": loaded.model.device.type,
