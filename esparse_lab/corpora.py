@@ -99,21 +99,6 @@ def load_corpus(corpus: str | Path, split: str) -> Corpus:
     return Corpus(path.name, split, documents, sha256, f"file {path.name}", "")
 
 
-def ensure_embedded_corpus(*, say: Callable[[str], None] = wikipedia.say) -> Path:
-    """Fetch the corpus "wikipedia"; at once when it is in the cache.
-
-    Args:
-        say: called with progress messages.
-
-    Returns:
-        The folder of its files.
-
-    Raises:
-        EsparseError: it cannot be fetched or written.
-    """
-    return wikipedia.ensure_corpus(say=say)
-
-
 def token_windows(
     tokenizer: "PreTrainedTokenizerBase",
     corpus: str | Path | Corpus,

@@ -107,11 +107,6 @@ class LoadedModel:
     revision: str
 
 
-def known_models() -> list[EmbeddedModel]:
-    """The models that need no hub, by name."""
-    return [EMBEDDED_MODELS[name] for name in sorted(EMBEDDED_MODELS)]
-
-
 def load_model(
     name_or_path: str | Path,
     *,

@@ -23,7 +23,6 @@ from esparse_lab.models import (
     check_finite_weights,
     embedded_model_folder,
     ensure_embedded_model,
-    known_models,
     load_model,
 )
 
@@ -151,7 +150,7 @@ def embedded(tmp_path, monkeypatch) -> EmbeddedModel:
         len(content),
         hashlib.sha256(content).hexdigest(),
     )
-    model = replace(known_models()[0], name="tiny", cached_bytes=10_000, file=file)
+    model = replace(EMBEDDED_MODELS["smollm2-135m"], name="tiny", cached_bytes=10_000, file=file)
     monkeypatch.setitem(EMBEDDED_MODELS, "tiny", model)
     return model
 

@@ -15,13 +15,12 @@ from esparse_lab.atomic import building_folder, write_atomically
 from esparse_lab.errors import EsparseError, unknown
 from esparse_lab.reports.execute import NotebookRun, run_notebook
 from esparse_lab.reports.html import notebook_page, notebook_title
-from esparse_lab.reports.index import duration, write_index
+from esparse_lab.reports.index import RESERVED, duration, write_index
 from esparse_lab.reports.parameters import assign, notebook_parameters
 from esparse_lab.reports.profiles import PROFILES
 from esparse_lab.run_record import git_state, versions
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-RESERVED = {"reference"}
 
 
 @dataclass(frozen=True)

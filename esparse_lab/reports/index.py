@@ -8,7 +8,8 @@ from urllib.parse import quote
 from esparse_lab.atomic import write_atomically
 from esparse_lab.reports.html import environment
 
-SKIPPED = {"reference"}
+RESERVED = {"reference"}
+"""Folders beside the reports that are none."""
 
 
 def write_index(out: Path) -> Path:
@@ -24,7 +25,7 @@ def write_index(out: Path) -> Path:
     """
     reports = []
     for path in sorted(out.glob("*/run.json")):
-        if not path.parent.name.startswith(".") and path.parent.name not in SKIPPED:
+        if not path.parent.name.startswith(".") and path.parent.name not in RESERVED:
             reports.append(_row(path))
     reports.sort(key=lambda row: row.get("started", ""), reverse=True)
     # dict, not set: columns keep the order in which the reports name them.
