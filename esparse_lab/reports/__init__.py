@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 
 from esparse_lab.atomic import building_folder, write_atomically
-from esparse_lab.errors import EsparseError, unknown
+from esparse_lab.errors import EsparseError, InputError, unknown
 from esparse_lab.reports.execute import NotebookRun, run_notebook
 from esparse_lab.reports.html import notebook_page, notebook_title
 from esparse_lab.reports.index import RESERVED, duration, write_index
@@ -64,7 +64,8 @@ def render_report(
         Where the report is and which notebooks failed.
 
     Raises:
-        InputError: an unknown profile or parameter, or an ill-typed value.
+        InputError: an unknown profile or parameter, an ill-typed value, or something else than a
+            report in its place.
         EsparseError: no notebooks, a notebook whose parameters cannot be read, or a folder that
             cannot be written.
     """
@@ -75,6 +76,12 @@ def render_report(
     started = datetime.now(UTC).isoformat(timespec="seconds")
     clock = time.perf_counter()
     folder = out / report_slug(model)
+    foreign = folder.exists() and not (folder / "run.json").is_file()
+    if foreign and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(
+            f"{folder} is no report (it has no run.json), so it is not replaced. Move it away, or "
+            "choose another --out."
+        )
     with building_folder(folder) as build:
         runs: dict[str, NotebookRun] = {}
         for number, source in enumerate(sources, start=1):

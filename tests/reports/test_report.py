@@ -216,6 +216,16 @@ def test_usage_errors_come_before_anything_is_written(tmp_path, notebooks):
         render_report("m", out=out, notebooks_dir=folder)
 
 
+def test_what_is_no_report_is_not_replaced(tmp_path, notebooks):
+    source = notebooks("00_a.ipynb", "1").parent
+    mine = tmp_path / "out" / "m" / "model.safetensors"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    with pytest.raises(InputError, match="is no report"):
+        render_report("m", out=tmp_path / "out", notebooks_dir=source)
+    assert mine.read_text() == "precious"
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_leaves_the_old_report_whole(tmp_path, notebooks, how):
     started = tmp_path / "kernel"
