@@ -61,7 +61,10 @@ def perplexity(model: PreTrainedModel, tokens: Tensor, *, progress: bool = True)
     nll = torch.cat(losses)
     broken = (~nll.isfinite()).nonzero().flatten().tolist()
     if broken:
-        raise EsparseError(f"The loss of window {broken[0]} is not finite ({len(broken)} such).")
+        raise EsparseError(
+            f"The loss of window {broken[0]} is not finite ({len(broken)} such). Load the model as "
+            "float32, or find the layer that breaks with collect_layer_stats."
+        )
     return Perplexity(math.exp(nll.mean()), nll, len(tokens) * (tokens.shape[1] - 1))
 
 
