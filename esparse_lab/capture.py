@@ -68,7 +68,12 @@ def sequences_at_once(model: PreTrainedModel, tokens: Tensor) -> int:
 
 
 def check_tokens(model: PreTrainedModel, tokens: Tensor) -> None:
-    """Raise `InputError` unless `tokens` is a filled int64 [sequence, position] of known ids."""
+    """Raise `InputError` unless `tokens` is a filled int64 [sequence, position] of known ids.
+
+    A model in training mode is refused too: its dropout would make every figure random.
+    """
+    if model.training:
+        raise InputError("The model is in training mode, where dropout is on: call model.eval().")
     if tokens.dim() != 2 or tokens.dtype != torch.int64 or tokens.numel() == 0:
         raise InputError(
             f"Expected int64 tokens of shape [sequence, position], got {tokens.dtype} of shape "

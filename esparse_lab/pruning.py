@@ -105,12 +105,13 @@ def prune_model(
     for index in tqdm(range(len(blocks)), "pruning", unit="block", disable=not progress):
         stats: dict[str, LayerStats] = {}
         if walk is not None:
-            stats, dense_outputs = block_stats(walk, index, recipe.method.histogram)
+            stats, returned = block_stats(walk, index, recipe.method.histogram)
+            dense_outputs = returned if recipe.calibration == "dense" else None
+            del returned  # hidden states of every sequence: not held beside the pruned block's
         for group in blocks[index].groups:
             pruned.extend(_prune_group(group, stats, recipe))
         if walk is not None and index + 1 < len(blocks):
-            sequential = recipe.calibration == "sequential"
-            walk.hidden = list(walk.run(index)) if sequential else dense_outputs
+            walk.hidden = list(walk.run(index)) if dense_outputs is None else dense_outputs
     return pruned
 
 

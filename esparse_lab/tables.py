@@ -264,3 +264,28 @@ def reference_run(name: str, table: str) -> tuple[pd.DataFrame, dict]:
         raise unknown("reference run", name, [p.stem for p in REFERENCE.glob("records/*.json")])
     frame = pd.read_csv(REFERENCE / "tables" / f"{name}.{table}.csv", keep_default_na=False)
     return frame, json.loads(record.read_text())
+
+
+def reference_ladder() -> tuple[pd.DataFrame, list[dict]]:
+    """The kept perplexity ladder of the embedded model, one row a recipe and calibration seed.
+
+    Returns:
+        The columns of `perplexity_ladder` and `seed`; and one run record a seed.
+    """
+    frames, records = [], []
+    for name in sorted(p.stem for p in REFERENCE.glob("records/ladder*.json")):
+        frame, record = reference_run(name, "perplexity")
+        frames.append(frame.assign(seed=record["seed"]))
+        records.append(record)
+    return pd.concat(frames, ignore_index=True), records
+
+
+def over_seeds(ladder: pd.DataFrame) -> pd.DataFrame:
+    """Mean, least and largest perplexity of each recipe over the seeds of a `reference_ladder`.
+
+    Columns: method, pattern, search, dense, perplexity (the mean), lowest, highest, seeds.
+    """
+    keys = ["method", "pattern", "search", "dense"]
+    spread = ladder.groupby(keys, sort=False).perplexity.agg(["mean", "min", "max", "count"])
+    names = {"mean": "perplexity", "min": "lowest", "max": "highest", "count": "seeds"}
+    return spread.rename(columns=names).reset_index()

@@ -138,6 +138,11 @@ def test_tokens_that_do_not_fit_say_why(tiny_llama, bad, message):
         BlockWalk.start(tiny_llama, bad)
 
 
+def test_a_model_in_training_mode_is_refused(tiny_llama, tokens):
+    with pytest.raises(InputError, match=r"call model\.eval\(\)"):
+        BlockWalk.start(tiny_llama.train(), tokens)
+
+
 def test_unknown_layer_suggests(tiny_llama, tokens):
     with pytest.raises(InputError, match=r"Did you mean 'model\.layers\.0\.mlp\.up_proj'"):
         layer_inputs(tiny_llama, tokens, "model.layers.0.mlp.upproj")
