@@ -238,7 +238,9 @@ def test_a_stopped_run_leaves_the_old_report_whole(tmp_path, notebooks, how):
     (out / "m").mkdir(parents=True)
     (out / "m" / "old.html").write_text("whole")
     (out / "m" / "run.json").write_text("{}")
+    # A job in the background of a shell starts with Ctrl-C ignored, and so would its children.
     command = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import sys; from pathlib import Path; from esparse_lab.reports import render_report; "
         "render_report('m', out=sys.argv[1], notebooks_dir=Path(sys.argv[2]))"
     )
