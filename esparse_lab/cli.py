@@ -345,6 +345,8 @@ def lab(ctx: typer.Context) -> None:
         *(sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1"),
         f"--ServerApp.root_dir={NOTEBOOKS.parent}",
         f"--LabApp.default_url=/lab/tree/{NOTEBOOKS.name}",
+        # In a container root is often the only user; the token guards the server all the same.
+        *(["--allow-root"] if os.geteuid() == 0 else []),
         *ctx.args,
     ]
     sys.stdout.flush()
