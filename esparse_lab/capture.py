@@ -5,7 +5,7 @@ states that travel from block to block.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -138,20 +138,12 @@ def block_stats(
     """
     groups = walk.blocks[index].groups
     accumulators = [StatsAccumulator(next(iter(group)), histogram) for group in groups]
-    returned = []
-    with _on_inputs([next(iter(group.values())) for group in groups], accumulators):
-        returned.extend(walk.run(index))
+    with ExitStack() as hooks:
+        for group, accumulator in zip(groups, accumulators, strict=True):
+            hooks.enter_context(on_input(next(iter(group.values())), accumulator.add))
+        returned = list(walk.run(index))
     stats = merge_names(zip(groups, (a.finish() for a in accumulators), strict=True))
     return stats, returned
-
-
-@contextmanager
-def _on_inputs(layers: list[nn.Linear], accumulators: list[StatsAccumulator]) -> Iterator[None]:
-    if not layers:
-        yield
-        return
-    with on_input(layers[0], accumulators[0].add), _on_inputs(layers[1:], accumulators[1:]):
-        yield
 
 
 def collect_layer_stats(
