@@ -11,13 +11,24 @@ __version__ = "0.1.0"
 _HOME = {
     "architectures": ["find_layer", "prunable_layers"],
     "capture": ["collect_layer_stats", "layer_inputs"],
-    "channel_stats": ["LayerStats"],
+    "channel_stats": ["LayerStats", "Needs"],
     "corpora": ["load_corpus", "token_windows"],
     "entropy": ["Histogram", "channel_entropy"],
     "errors": ["EsparseError", "InputError"],
     "likelihood": ["Perplexity", "perplexity"],
-    "masks": ["Pattern", "check_nm", "nm_mask"],
-    "methods": ["METHODS", "ESparse", "Magnitude", "Wanda", "make_method"],
+    "masks": ["Pattern", "Unstructured", "check_nm", "nm_mask", "parse_sparsity"],
+    "methods": [
+        "ISC",
+        "METHODS",
+        "RIA",
+        "DaSS",
+        "ESparse",
+        "Magnitude",
+        "MaskDescent",
+        "SparseGPT",
+        "Wanda",
+        "make_method",
+    ],
     "models": ["load_model"],
     "permutation": [
         "SEARCHES",
@@ -30,6 +41,7 @@ _HOME = {
         "search_steps",
     ],
     "pruning": ["PrunedLayer", "Recipe", "prune_model"],
+    "reconstruction": ["Reconstruction"],
     "run_record": ["Run"],
 }
 """Which module each public name lives in."""

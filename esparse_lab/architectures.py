@@ -6,7 +6,7 @@ One entry serves every model whose `config.model_type` it lists. To add a family
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from esparse_lab.errors import EsparseError, InputError, unknown
@@ -21,11 +21,14 @@ class Architecture:
         blocks: path of the list of transformer blocks inside the model.
         input_groups: linear layers by their path inside a block, grouped by the activation that
             they read. Layers of one group share input statistics and a channel order.
+        mlp: numbers of the two groups between which the MLP's activation function stands: what
+            the first one's outputs become is what the second one reads.
     """
 
     model_types: tuple[str, ...]
     blocks: str
     input_groups: tuple[tuple[str, ...], ...]
+    mlp: tuple[int, int] = (2, 3)
 
 
 LLAMA = Architecture(
@@ -43,23 +46,76 @@ ARCHITECTURES = (LLAMA,)
 
 
 @dataclass(frozen=True)
+class WeightMatrix:
+    """One linear map of a model, whatever holds it.
+
+    Attributes:
+        module: holds the weights.
+        parameter: their name in the module.
+        expert: which slice of a stack [expert, out, in], or None.
+        transposed: the module stores [in, out] (GPT-2's Conv1D).
+    """
+
+    module: nn.Module
+    parameter: str = "weight"
+    expert: int | None = None
+    transposed: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights, [out, in]: a view, so writing into it changes the model."""
+        weight = getattr(self.module, self.parameter).data
+        if self.expert is not None:
+            weight = weight[self.expert]
+        return weight.T if self.transposed else weight
+
+
+@dataclass(frozen=True)
+class InputGroup:
+    """Layers that read one activation.
+
+    Attributes:
+        layers: by full name, in the order of the data.
+        feeds: number, inside the block, of the group that reads what these layers' outputs become
+            after the MLP's activation function; None outside MLPs.
+    """
+
+    layers: dict[str, WeightMatrix]
+    feeds: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the first layer."""
+        return next(iter(self.layers))
+
+    @property
+    def module(self) -> nn.Module:
+        """The module whose call hands over the activation."""
+        return self.layers[self.name].module
+
+    def read(self, args: tuple) -> Tensor:
+        """The activation, [sequence, position, in], from what `module` is called with."""
+        return args[0]
+
+
+@dataclass(frozen=True)
 class Block:
     """One transformer block of a model.
 
     Attributes:
         name: its path in the model, such as "model.layers.3".
         module: the block itself.
-        groups: for each activation that linear layers read, those layers by their full name.
+        groups: for each activation that linear layers read, those layers.
     """
 
     name: str
     module: nn.Module
-    groups: tuple[dict[str, nn.Linear], ...]
+    groups: tuple[InputGroup, ...]
 
     @property
-    def layers(self) -> dict[str, nn.Linear]:
+    def layers(self) -> dict[str, WeightMatrix]:
         """Every prunable layer of the block, by full name, in the order of the data."""
-        return {name: layer for group in self.groups for name, layer in group.items()}
+        return {name: layer for group in self.groups for name, layer in group.layers.items()}
 
 
 def find_architecture(model: PreTrainedModel) -> Architecture:
@@ -82,18 +138,22 @@ def find_architecture(model: PreTrainedModel) -> Architecture:
 def transformer_blocks(model: PreTrainedModel) -> list[Block]:
     """The transformer blocks of `model` in the order in which they run."""
     architecture = find_architecture(model)
+    first, second = architecture.mlp
     blocks = []
     for index, module in enumerate(model.get_submodule(architecture.blocks)):
         name = f"{architecture.blocks}.{index}"
         groups = tuple(
-            {f"{name}.{path}": module.get_submodule(path) for path in group}
-            for group in architecture.input_groups
+            InputGroup(
+                {f"{name}.{path}": WeightMatrix(module.get_submodule(path)) for path in group},
+                feeds=second if number == first else None,
+            )
+            for number, group in enumerate(architecture.input_groups)
         )
         blocks.append(Block(name, module, groups))
     return blocks
 
 
-def prunable_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
+def prunable_layers(model: PreTrainedModel) -> dict[str, WeightMatrix]:
     """Every linear layer that pruning may touch, by full name; embeddings and head are not."""
     return {n: layer for block in transformer_blocks(model) for n, layer in block.layers.items()}
 

@@ -6,15 +6,15 @@ states that travel from block to block.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.std import tqdm
 from transformers import PreTrainedModel
 
-from esparse_lab.architectures import Block, transformer_blocks
-from esparse_lab.channel_stats import LayerStats, StatsAccumulator, merge_names
+from esparse_lab.architectures import Block, InputGroup, transformer_blocks
+from esparse_lab.channel_stats import LayerStats, Needs, StatsAccumulator, merge_names
 from esparse_lab.entropy import Histogram
 from esparse_lab.errors import InputError, unknown
 
@@ -34,11 +34,13 @@ class BlockWalk:
         blocks: the model's blocks, in order.
         hidden: what the next block reads, one [sequence, position, channel] tensor a batch.
         keywords: the other arguments of each block (masks, positions), by batch size.
+        length: positions of a sequence.
     """
 
     blocks: list[Block]
     hidden: list[Tensor]
     keywords: dict[int, list[dict]]
+    length: int
 
     @classmethod
     @torch.no_grad()
@@ -51,7 +53,7 @@ class BlockWalk:
             calls = _block_calls(model, blocks, batch.to(model.device))
             hidden.append(calls[0][0])
             keywords.setdefault(len(batch), [keyword for _, keyword in calls])
-        return cls(blocks, hidden, keywords)
+        return cls(blocks, hidden, keywords, tokens.shape[1])
 
     @torch.no_grad()
     def run(self, index: int) -> Iterator[Tensor]:
@@ -60,6 +62,11 @@ class BlockWalk:
         for batch in self.hidden:
             out = block(batch, **self.keywords[len(batch)][index])
             yield out[0] if isinstance(out, tuple) else out
+
+    def advance(self, index: int) -> None:
+        """Move on from block `index` as it is now: what it returns is what the next one reads."""
+        for number, out in enumerate(self.run(index)):
+            self.hidden[number] = out
 
 
 def sequences_at_once(model: PreTrainedModel, tokens: Tensor) -> int:
@@ -120,9 +127,9 @@ def _block_calls(
 
 
 @contextmanager
-def on_input(layer: nn.Linear, receive) -> Iterator[None]:
-    """While open, call `receive(x)` with each tensor that `layer` reads."""
-    handle = layer.register_forward_pre_hook(lambda _module, args: receive(args[0]))
+def on_input(group: InputGroup, receive) -> Iterator[None]:
+    """While open, call `receive(x)` with each tensor that the layers of `group` read."""
+    handle = group.module.register_forward_pre_hook(lambda _module, args: receive(group.read(args)))
     try:
         yield
     finally:
@@ -130,20 +137,51 @@ def on_input(layer: nn.Linear, receive) -> Iterator[None]:
 
 
 def block_stats(
-    walk: BlockWalk, index: int, histogram: Histogram | None
-) -> tuple[dict[str, LayerStats], list[Tensor]]:
-    """Statistics of every layer of block `index`, and what the block returned for each batch.
+    walk: BlockWalk, index: int, needs: Needs, returned: list[Tensor] | None = None
+) -> dict[str, LayerStats]:
+    """Statistics of every layer of block `index`.
 
     Layers that read the same activation share one `LayerStats`.
+
+    Args:
+        walk: where the calibration sequences are.
+        index: of the block.
+        needs: what to measure.
+        returned: takes what the block returned for each batch, if given.
     """
     groups = walk.blocks[index].groups
-    accumulators = [StatsAccumulator(next(iter(group)), histogram) for group in groups]
+    gathered = [StatsAccumulator(group.name, needs, walk.length) for group in groups]
     with ExitStack() as hooks:
-        for group, accumulator in zip(groups, accumulators, strict=True):
-            hooks.enter_context(on_input(next(iter(group.values())), accumulator.add))
-        returned = list(walk.run(index))
-    stats = merge_names(zip(groups, (a.finish() for a in accumulators), strict=True))
-    return stats, returned
+        for group, accumulator in zip(groups, gathered, strict=True):
+            hooks.enter_context(on_input(group, accumulator.add))
+        for out in walk.run(index):
+            if returned is not None:
+                returned.append(out)
+    again = [(g, a.add_again) for g, a in zip(groups, gathered, strict=True) if a.wants_again]
+    if again:
+        with ExitStack() as hooks:
+            for group, receive in again:
+                hooks.enter_context(on_input(group, receive))
+            for _ in walk.run(index):
+                pass
+    finished = [
+        accumulator.finish(group.layers[group.name].weight.shape[1])
+        for group, accumulator in zip(groups, gathered, strict=True)
+    ]
+    return merge_names(
+        (group.layers, _with_output_norm(group, own, finished) if needs.output_norm else own)
+        for group, own in zip(groups, finished, strict=True)
+    )
+
+
+def _with_output_norm(group: InputGroup, own: LayerStats, of_block: list[LayerStats]) -> LayerStats:
+    """`own`, with the norms that the group's outputs have after the activation function."""
+    if group.feeds is None:
+        return own
+    norm = of_block[group.feeds].norm
+    # Gate and up projection in one matrix: both make the same product.
+    fused = group.layers[group.name].weight.shape[0] // len(norm)
+    return replace(own, output_norm=norm.repeat(fused))
 
 
 def collect_layer_stats(
@@ -151,6 +189,7 @@ def collect_layer_stats(
     tokens: Tensor,
     *,
     histogram: Histogram | None = Histogram(),
+    needs: Needs | None = None,
     progress: bool = True,
 ) -> dict[str, LayerStats]:
     """Input statistics of every prunable layer of the model as it is (nothing is pruned).
@@ -159,6 +198,7 @@ def collect_layer_stats(
         model: a supported decoder.
         tokens: calibration tokens, int64 [sequence, position].
         histogram: how entropies are binned; None for norms alone, which is cheaper.
+        needs: everything to measure, in place of `histogram`.
         progress: show a bar, one step a block.
 
     Returns:
@@ -169,10 +209,12 @@ def collect_layer_stats(
             not known; InputError if the tokens do not fit the model.
     """
     walk = BlockWalk.start(model, tokens)
+    needs = needs or Needs(histogram)
     stats: dict[str, LayerStats] = {}
     for index in tqdm(range(len(walk.blocks)), "statistics", unit="block", disable=not progress):
-        of_block, walk.hidden = block_stats(walk, index, histogram)
-        stats |= of_block
+        returned: list[Tensor] = []
+        stats |= block_stats(walk, index, needs, returned)
+        walk.hidden = returned
     return stats
 
 
@@ -189,8 +231,8 @@ def layer_inputs(model: PreTrainedModel, tokens: Tensor, layer: str) -> Tensor:
     read: list[Tensor] = []
     for index in range(names[layer]):
         walk.hidden = list(walk.run(index))
-    block = walk.blocks[names[layer]]
-    with on_input(block.layers[layer], read.append):
+    group = next(g for g in walk.blocks[names[layer]].groups if layer in g.layers)
+    with on_input(group, read.append):
         for _ in walk.run(names[layer]):
             pass
     return torch.cat(read)

@@ -82,34 +82,78 @@ def binned_entropy(chunks: Sequence[Tensor], histogram: Histogram) -> BinnedEntr
 
     The result is exact: the range is taken over all chunks before any value is counted.
     """
-    n_tokens = sum(len(chunk) for chunk in chunks)
-    if n_tokens == 0:
+    if sum(len(chunk) for chunk in chunks) == 0:
         raise InputError("No tokens: the entropy of a channel needs at least one activation.")
-    low, high = _ranges(chunks, histogram.bin_range)
-    bad = ~(low.isfinite() & high.isfinite())
-    if bad.any():
-        raise InputError(f"{int(bad.sum())} of {len(bad)} channels hold NaN or infinite values.")
-    bins = histogram.bins
-    # A constant channel has no width, and one so narrow that bins / width overflows is as good as
-    # constant: with a width of 1 all values fall into bin 0.
-    width = high - low
-    per_bin = bins / torch.where(width > 1e-30, width, 1.0)
-    counts = sum(_counts(chunk, low, per_bin, bins) for chunk in chunks)
-    probability = counts.double() / n_tokens
-    return BinnedEntropy(torch.special.entr(probability).sum(dim=1).float(), low, high)
+    counter = EntropyCounter(histogram)
+    if histogram.bin_range == "percentile":
+        # Quantiles are no sums over chunks: they need every value at once.
+        counter.low, counter.high = _percentiles(torch.cat([chunk.float() for chunk in chunks]))
+    else:
+        for chunk in chunks:
+            counter.widen(chunk)
+    for chunk in chunks:
+        counter.count(chunk)
+    return counter.finish()
 
 
-def _ranges(chunks: Sequence[Tensor], bin_range: BinRange) -> tuple[Tensor, Tensor]:
-    """Lower and upper end of each channel's bins, float32 [channel]."""
-    if bin_range == "percentile":
-        return _percentiles(torch.cat([chunk.float() for chunk in chunks]))
-    # Both hand NaN on, so a broken channel is seen in its range. On a CPU torch.aminmax over dim 0
-    # takes 70 times as long.
-    low = torch.stack([chunk.amin(dim=0) for chunk in chunks]).amin(dim=0).float()
-    high = torch.stack([chunk.amax(dim=0) for chunk in chunks]).amax(dim=0).float()
-    if bin_range == "layer":
-        low, high = low.amin().expand_as(low), high.amax().expand_as(high)
-    return low, high
+class EntropyCounter:
+    """The entropy of values that pass by twice: `widen` with all of them, then `count`, `finish`.
+
+    Attributes:
+        low: lower end of each channel's range so far, float32 [channel].
+        high: upper end, likewise.
+    """
+
+    def __init__(self, histogram: Histogram):
+        self.histogram = histogram
+        self.low: Tensor | None = None
+        self.high: Tensor | None = None
+        self._per_bin: Tensor | None = None
+        self._counts: Tensor | None = None
+        self._n_tokens = 0
+
+    def widen(self, values: Tensor) -> None:
+        """Let the range include `values` [token, channel]."""
+        if not len(values):
+            return
+        # Both hand NaN on, so a broken channel is seen in its range. On a CPU torch.aminmax over
+        # dim 0 takes 70 times as long.
+        low, high = values.amin(dim=0).float(), values.amax(dim=0).float()
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
+
+    def count(self, values: Tensor) -> None:
+        """Sort `values` [token, channel] into bins."""
+        if not len(values):
+            return
+        bins = self.histogram.bins
+        if self._counts is None:
+            self._settle_range()
+            self._counts = torch.zeros(
+                len(self.low) * bins, dtype=torch.int64, device=values.device
+            )
+        self._n_tokens += len(values)
+        self._counts += _counts(values, self.low, self._per_bin, bins)
+
+    def _settle_range(self) -> None:
+        if self.histogram.bin_range == "layer":
+            self.low = self.low.amin().expand_as(self.low)
+            self.high = self.high.amax().expand_as(self.high)
+        bad = ~(self.low.isfinite() & self.high.isfinite())
+        if bad.any():
+            raise InputError(
+                f"{int(bad.sum())} of {len(bad)} channels hold NaN or infinite values."
+            )
+        # A constant channel has no width, and one so narrow that bins / width overflows is as good
+        # as constant: with a width of 1 all values fall into bin 0.
+        width = self.high - self.low
+        self._per_bin = self.histogram.bins / torch.where(width > 1e-30, width, 1.0)
+
+    def finish(self) -> BinnedEntropy:
+        """Entropy of everything counted."""
+        probability = self._counts.view(len(self.low), -1).double() / self._n_tokens
+        entropy = torch.special.entr(probability).sum(dim=1).float()
+        return BinnedEntropy(entropy, self.low, self.high)
 
 
 def _percentiles(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +166,7 @@ def _percentiles(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _counts(chunk: Tensor, low: Tensor, per_bin: Tensor, bins: int) -> Tensor:
-    """How many values of each channel fall into each bin, int64 [channel, bin]."""
+    """How many values of each channel fall into each bin, int64 [channel x bin]."""
     n_channels = chunk.shape[1]
     # Numbering the (channel, bin) pairs lets one bincount serve every channel; a one-hot tensor
     # would take token x channel x bins.
@@ -132,4 +176,4 @@ def _counts(chunk: Tensor, low: Tensor, per_bin: Tensor, bins: int) -> Tensor:
         # In place: on a CPU a fresh tensor costs more than the arithmetic.
         bin_index = (part.float() - low).mul_(per_bin).clamp_(0, bins - 1).long().add_(first_bin)
         counts += torch.bincount(bin_index.flatten(), minlength=n_channels * bins)
-    return counts.view(n_channels, bins)
+    return counts

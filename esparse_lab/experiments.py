@@ -18,7 +18,7 @@ from esparse_lab.corpora import tokens_sha256
 from esparse_lab.errors import unknown
 from esparse_lab.likelihood import perplexity
 from esparse_lab.masks import Pattern
-from esparse_lab.methods import PruningMethod, make_method
+from esparse_lab.methods import PruningMethod, make_method, method_name
 from esparse_lab.models import LoadedModel
 from esparse_lab.permutation import SEARCHES, OrderSearch, retained_share, search_order
 from esparse_lab.pruning import Recipe, prune_model
@@ -114,10 +114,10 @@ def perplexity_ladder(
     rows = [dense | cached(key, lambda: _measured(loaded.model, test))]
     with tqdm(list(recipes), "ladder", unit="recipe", disable=not progress) as bar:
         for recipe in bar:
-            name, search = _method_name(recipe.method), search_name(recipe.search)
+            name, search = method_name(recipe.method), search_name(recipe.search)
             bar.set_postfix_str(f"{name} {recipe.pattern} {search}")
             cell = key | {"calibration": tokens_sha256(calibration), "recipe": repr(recipe)}
-            if not recipe.method.needs_stats:
+            if recipe.needs is None:
                 cell["calibration"] = None
             rows.append(cached(cell, lambda r=recipe: _pruned_cell(loaded, calibration, test, r)))
     return pd.DataFrame(rows)
@@ -153,7 +153,7 @@ def _pruned_cell(loaded: LoadedModel, calibration: Tensor, test: Tensor, recipe:
         prune_seconds = time.perf_counter() - started
         measured = _measured(loaded.model, test)
     return {
-        "method": _method_name(recipe.method),
+        "method": method_name(recipe.method),
         "settings": repr(recipe.method),
         "pattern": str(recipe.pattern),
         "search": search_name(recipe.search),
@@ -162,10 +162,6 @@ def _pruned_cell(loaded: LoadedModel, calibration: Tensor, test: Tensor, recipe:
         "prune_seconds": prune_seconds,
         **measured,
     }
-
-
-def _method_name(method: PruningMethod) -> str:
-    return type(method).__name__.lower()
 
 
 def _device_name(model: PreTrainedModel) -> str:
@@ -226,9 +222,9 @@ def retained_table(
 @torch.no_grad()
 def _retained_rows(loaded, calibration, method, pattern, searches, progress: bool) -> list[dict]:
     stats = {}
-    if method.needs_stats:
+    if method.needs is not None:
         stats = collect_layer_stats(
-            loaded.model, calibration, histogram=method.histogram, progress=progress
+            loaded.model, calibration, needs=method.needs, progress=progress
         )
     rows = []
     for block in tqdm(transformer_blocks(loaded.model), "orders", disable=not progress):

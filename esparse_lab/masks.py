@@ -1,12 +1,15 @@
-"""N:M masks: which weights stay in each group of M neighbours along the input."""
+"""Masks: which weights stay, in each group of M neighbours along the input or in each row."""
 
 import re
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from esparse_lab.errors import InputError
+from esparse_lab.errors import InputError, unknown
+
+Comparison = Literal["row", "layer"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,78 @@ class Pattern:
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
 
+    @property
+    def density(self) -> float:
+        """Share of the weights that stays, where groups are whole."""
+        return self.n / self.m
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """True where a weight is kept; see `nm_mask`."""
+        return nm_mask(scores, self)
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Sparsity without groups: the best scores stay wherever they are.
+
+    Attributes:
+        density: share of the weights that is KEPT, above 0 and below 1.
+        within: what competes: the weights of one "row" (one output; Wanda's choice), each row
+            keeping the same number, or those of the whole "layer".
+    """
+
+    density: float
+    within: Comparison = "row"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density < 1:
+            raise InputError(f"The share of kept weights must be above 0 and below 1, got {self}.")
+        if self.within not in get_args(Comparison):
+            raise unknown("comparison", self.within, get_args(Comparison))
+
+    def __str__(self) -> str:
+        return f"{self.density * 100:.6g}%" + ("" if self.within == "row" else " per layer")
+
+    def kept(self, n_weights: int) -> int:
+        """How many of `n_weights` that compete with each other stay."""
+        return round(self.density * n_weights)
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """True for the best scores of each row or of the layer, bool [out, in].
+
+        Of equal scores the one that comes first is kept, so the mask is the same on every device.
+
+        Raises:
+            InputError: if a score is NaN.
+        """
+        _refuse_nan(scores)
+        competing = scores if self.within == "row" else scores.reshape(1, -1)
+        # A stable sort settles ties by place; topk does not.
+        best = competing.argsort(dim=1, descending=True, stable=True)
+        best = best[:, : self.kept(competing.shape[1])]
+        kept = torch.zeros_like(competing, dtype=torch.bool).scatter_(1, best, True)
+        return kept.view(scores.shape)
+
+
+Sparsity = Pattern | Unstructured
+
+
+def parse_sparsity(text: str) -> Sparsity:
+    """The sparsity written as "2:4", "50%" (of every row is KEPT) or "50% per layer".
+
+    Raises:
+        InputError: if the text is none of these.
+    """
+    found = re.fullmatch(r"(\d{1,2}(?:\.\d+)?)\s*%(\s*per layer)?", text.strip())
+    if found:
+        return Unstructured(float(found[1]) / 100, "layer" if found[2] else "row")
+    if "%" in text:
+        raise InputError(
+            f"Cannot read the share of kept weights {text!r}: expected such as 50% (of every row "
+            "stays) or 50% per layer, above 0 and below 100."
+        )
+    return Pattern.parse(text)
+
 
 def in_groups(scores: Tensor, m: int, *, fill: float) -> Tensor:
     """`scores` [row, in] as [row, group, m], the last group filled up with `fill`."""
@@ -73,11 +148,7 @@ def nm_mask(scores: Tensor, pattern: Pattern) -> Tensor:
     Raises:
         InputError: if a score is NaN.
     """
-    if scores.isnan().any():
-        raise InputError(
-            f"{int(scores.isnan().sum())} of {scores.numel()} scores are NaN: a mask needs scores "
-            "that can be compared."
-        )
+    _refuse_nan(scores)
     groups = in_groups(scores, pattern.m, fill=-torch.inf)
     if pattern.m <= 16:
         kept = _rank(groups) < pattern.n
@@ -85,6 +156,14 @@ def nm_mask(scores: Tensor, pattern: Pattern) -> Tensor:
         best = groups.argsort(dim=-1, descending=True, stable=True)[..., : pattern.n]
         kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True)
     return kept.flatten(1)[:, : scores.shape[1]]
+
+
+def _refuse_nan(scores: Tensor) -> None:
+    if scores.isnan().any():
+        raise InputError(
+            f"{int(scores.isnan().sum())} of {scores.numel()} scores are NaN: a mask needs scores "
+            "that can be compared."
+        )
 
 
 def _rank(groups: Tensor) -> Tensor:

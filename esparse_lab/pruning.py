@@ -4,27 +4,24 @@ The only module that writes to a model's weights.
 """
 
 import time
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.std import tqdm
 from transformers import PreTrainedModel
 
-from esparse_lab.architectures import transformer_blocks
+from esparse_lab.allocation import Allocation
+from esparse_lab.architectures import Block, InputGroup, transformer_blocks
 from esparse_lab.capture import BlockWalk, block_stats
-from esparse_lab.channel_stats import LayerStats
+from esparse_lab.channel_stats import LayerStats, Needs
 from esparse_lab.errors import EsparseError, InputError, unknown
-from esparse_lab.masks import Pattern
-from esparse_lab.methods import PruningMethod
-from esparse_lab.permutation import (
-    ChannelOrder,
-    OrderSearch,
-    ordered_mask,
-    retained_share,
-    search_order,
-)
+from esparse_lab.masks import Pattern, Sparsity
+from esparse_lab.methods import Choice, Magnitude, PruningMethod
+from esparse_lab.permutation import ChannelOrder, OrderSearch, search_order
+from esparse_lab.reconstruction import Reconstruction
 
 Calibration = Literal["sequential", "dense"]
 
@@ -34,21 +31,38 @@ class Recipe:
     """Everything that decides a pruned model, besides the model and the calibration tokens.
 
     Attributes:
-        method: scores the weights.
-        pattern: which share of them stays.
-        search: orders the channels first; None keeps their order.
+        method: chooses the weights to keep.
+        pattern: which share of them stays: N:M or unstructured.
+        search: orders the channels first; None keeps their order. For N:M alone: without groups an
+            order changes nothing.
         calibration: "sequential" takes a block's statistics from inputs that the pruned blocks
             before it produced, as Wanda and SparseGPT do; "dense" from the unpruned model.
+        reconstruct: solves for the kept weights of the mask; None leaves them as the method does.
+        allocation: gives each layer a sparsity of its own; None gives all of them `pattern`.
     """
 
     method: PruningMethod
-    pattern: Pattern
+    pattern: Sparsity
     search: OrderSearch | None = None
     calibration: Calibration = "sequential"
+    reconstruct: Reconstruction | None = None
+    allocation: Allocation | None = None
 
     def __post_init__(self) -> None:
         if self.calibration not in get_args(Calibration):
             raise unknown("calibration", self.calibration, get_args(Calibration))
+        if self.search is not None and not isinstance(self.pattern, Pattern):
+            raise InputError(
+                f"A channel order changes nothing at {self.pattern}, where no groups of channels "
+                "exist. Leave the search out, or take an N:M pattern."
+            )
+
+    @property
+    def needs(self) -> Needs | None:
+        """What must be measured on calibration text, or None for nothing."""
+        if self.reconstruct is None:
+            return self.method.needs
+        return replace(self.method.needs or Needs(), gram=True)
 
 
 @dataclass(frozen=True)
@@ -58,11 +72,17 @@ class PrunedLayer:
     Attributes:
         name: such as "model.layers.3.mlp.down_proj".
         mask: True where the weight was kept, bool [out, in], in the channels' own order, in CPU
-            memory. It is N:M under `order`.
+            memory. It is `sparsity` under `order`.
         order: the channel order in which the mask is N:M, or None for their own.
         retained_share: share of the layer's total score that was kept, 0 to 1.
-        seconds: time spent scoring, ordering and masking the layer; layers that share an order
+        seconds: time spent scoring, ordering, masking and solving; layers that share an order
             share its time equally. Forward passes are not in it.
+        sparsity: what the layer was pruned to; None if it was left dense.
+        group_axis: along which axis its groups of M run; only "in" can run on sparse tensor cores.
+        n_tokens: calibration tokens that it saw; 0 without calibration, or for an expert that none
+            was sent to, which is then pruned by magnitude.
+        output_error: |(W - W') X|^2 / |W X|^2 on the calibration tokens, or None where the recipe
+            measures no Gram matrix.
     """
 
     name: str
@@ -70,6 +90,10 @@ class PrunedLayer:
     order: ChannelOrder | None
     retained_share: float
     seconds: float
+    sparsity: Sparsity | None = None
+    group_axis: Literal["in", "out"] = "in"
+    n_tokens: int = 0
+    output_error: float | None = None
 
 
 @torch.no_grad()
@@ -79,11 +103,11 @@ def prune_model(
     """Set the weights that `recipe` drops to zero, in place.
 
     Layers that read the same activation share one channel order, searched on their stacked scores.
-    Kept weights stay as they are.
+    Kept weights stay as they are, unless the method or the recipe updates them.
 
     Args:
         model: a supported decoder.
-        tokens: calibration tokens, int64 [sequence, position]; may be None for a method that needs
+        tokens: calibration tokens, int64 [sequence, position]; may be None for a recipe that needs
             no statistics.
         recipe: what to do.
         progress: show a bar, one step a block.
@@ -97,44 +121,182 @@ def prune_model(
     """
     blocks = transformer_blocks(model)
     walk = None
-    if recipe.method.needs_stats:
+    if recipe.needs is not None:
         if tokens is None:
             raise InputError(f"{recipe.method} needs calibration tokens, got None.")
         walk = BlockWalk.start(model, tokens)
+    sparsities = layer_sparsities(model, tokens, recipe)
     pruned: list[PrunedLayer] = []
     for index in tqdm(range(len(blocks)), "pruning", unit="block", disable=not progress):
-        stats: dict[str, LayerStats] = {}
-        if walk is not None:
-            stats, returned = block_stats(walk, index, recipe.method.histogram)
-            dense_outputs = returned if recipe.calibration == "dense" else None
-            del returned  # hidden states of every sequence: not held beside the pruned block's
-        for group in blocks[index].groups:
-            pruned.extend(_prune_group(group, stats, recipe))
-        if walk is not None and index + 1 < len(blocks):
-            walk.hidden = list(walk.run(index)) if dense_outputs is None else dense_outputs
+        pruned += prune_block(blocks[index], walk, index, recipe, sparsities)
+    return pruned
+
+
+def layer_sparsities(
+    model: PreTrainedModel, tokens: Tensor | None, recipe: Recipe
+) -> dict[str, Sparsity | None]:
+    """What each layer is to be pruned to; None for dense."""
+    blocks = transformer_blocks(model)
+    if recipe.allocation is None:
+        return {name: recipe.pattern for block in blocks for name in block.layers}
+    return recipe.allocation.assign(model, tokens, recipe.method)
+
+
+def prune_block(
+    block: Block,
+    walk: BlockWalk | None,
+    index: int,
+    recipe: Recipe,
+    sparsities: dict[str, Sparsity | None],
+) -> list[PrunedLayer]:
+    """Prune block number `index` in place and move the walk on to the next one."""
+    stats: dict[str, LayerStats] = {}
+    dense_outputs: list[Tensor] | None = [] if recipe.calibration == "dense" else None
+    if walk is not None:
+        stats = block_stats(walk, index, recipe.needs, dense_outputs)
+    pruned = []
+    for group in block.groups:
+        pruned += _prune_group(group, stats, recipe, sparsities)
+    if walk is not None and index + 1 < len(walk.blocks):
+        if dense_outputs is not None:
+            walk.hidden = dense_outputs
+        else:
+            walk.advance(index)
     return pruned
 
 
 def _prune_group(
-    group: dict[str, nn.Linear], stats: dict[str, LayerStats], recipe: Recipe
+    group: InputGroup,
+    stats: dict[str, LayerStats],
+    recipe: Recipe,
+    sparsities: dict[str, Sparsity | None],
 ) -> list[PrunedLayer]:
     """Prune the layers that read one activation."""
-    started = time.perf_counter()
-    scores = {}
-    for name, layer in group.items():
-        if not layer.weight.isfinite().all():
+    for name, layer in group.layers.items():
+        broken = int((~layer.weight.isfinite()).sum())
+        if broken:
             raise EsparseError(
-                f"{name}: {int((~layer.weight.isfinite()).sum())} of {layer.weight.numel()} "
-                "weights are NaN or infinite. Load the model from an intact checkpoint."
+                f"{name}: {broken} of {layer.weight.numel()} weights are NaN or infinite. Load "
+                "the model from an intact checkpoint."
             )
-        scores[name] = recipe.method.score(layer.weight, stats.get(name))
+    stats = stats.get(group.name)
+    if stats is not None and not stats.n_tokens:
+        warnings.warn(
+            f"{', '.join(group.layers)}: no calibration token was sent here, so magnitude alone "
+            "decides. Calibrate on more tokens.",
+            stacklevel=2,
+        )
+        recipe, stats = replace(recipe, method=Magnitude(), reconstruct=None), None
+    try:
+        return _prune_named(group, stats, recipe, sparsities)
+    except EsparseError as error:
+        raise type(error)(f"{group.name}: {error}") from error
+
+
+def _prune_named(
+    group: InputGroup,
+    stats: LayerStats | None,
+    recipe: Recipe,
+    sparsities: dict[str, Sparsity | None],
+) -> list[PrunedLayer]:
+    started = time.perf_counter()
+    method = recipe.method
+    axis = method.group_axis(stats)
+    scores = {name: method.score(layer.weight, stats) for name, layer in group.layers.items()}
+    if axis == "out":
+        scores = {name: score.T for name, score in scores.items()}
     order = None
     if recipe.search is not None:
         order = search_order(torch.cat(list(scores.values())), recipe.pattern, recipe.search)
-    masks = {}
-    for name, layer in group.items():
-        masks[name] = ordered_mask(scores[name], recipe.pattern, order)
-        layer.weight.masked_fill_(~masks[name], 0)
-    retained = {name: retained_share(s, recipe.pattern, order) for name, s in scores.items()}
-    seconds = (time.perf_counter() - started) / len(group)
-    return [PrunedLayer(name, masks[name].cpu(), order, retained[name], seconds) for name in group]
+    outcomes: dict[str, Choice] = {}
+    for names in _stackable(group, method, sparsities):
+        rows = [group.layers[name].weight for name in names]
+        stacked = torch.cat(rows)
+        outcome = _outcome(stacked, stats, sparsities[names[0]], order, axis, recipe)
+        parts = outcome.mask.split([len(r) for r in rows])
+        weights = [None] * len(rows)
+        if outcome.weight is not None:
+            weights = outcome.weight.split([len(r) for r in rows])
+        outcomes |= {n: Choice(m, w) for n, m, w in zip(names, parts, weights, strict=True)}
+    errors = {}
+    for name, outcome in outcomes.items():
+        layer = group.layers[name]
+        errors[name] = _output_error(layer.weight, outcome, stats)
+        if outcome.weight is not None:
+            layer.weight.copy_(outcome.weight)
+        layer.weight.masked_fill_(~outcome.mask, 0)
+    seconds = (time.perf_counter() - started) / len(group.layers)
+    return [
+        PrunedLayer(
+            name,
+            outcomes[name].mask.cpu(),
+            order,
+            _kept_share(scores[name].T if axis == "out" else scores[name], outcomes[name].mask),
+            seconds,
+            sparsities[name],
+            axis,
+            0 if stats is None else stats.n_tokens,
+            errors[name],
+        )
+        for name in group.layers
+    ]
+
+
+def _stackable(
+    group: InputGroup, method: PruningMethod, sparsities: dict[str, Sparsity | None]
+) -> list[list[str]]:
+    """The group's layers in lists that can be pruned as one matrix, each to one sparsity."""
+    lists: dict[object, list[str]] = {}
+    for name in group.layers:
+        sparsity = sparsities[name]
+        per_row = isinstance(sparsity, Pattern) or getattr(sparsity, "within", "row") == "row"
+        together = method.rows_are_apart and per_row
+        lists.setdefault(sparsity if together else name, []).append(name)
+    return list(lists.values())
+
+
+def _outcome(
+    weight: Tensor,
+    stats: LayerStats | None,
+    sparsity: Sparsity | None,
+    order: ChannelOrder | None,
+    axis: Literal["in", "out"],
+    recipe: Recipe,
+) -> Choice:
+    """What becomes of one matrix, its channels in their own order."""
+    if sparsity is None:
+        return Choice(torch.ones_like(weight, dtype=torch.bool))
+    choose = recipe.method.choose
+    if order is None:
+        choice = choose(weight, stats, sparsity)
+    elif axis == "out":
+        back = order.inverse
+        of_rows = replace(stats, output_norm=stats.output_norm[order.index])
+        choice = Choice(choose(weight[order.index], of_rows, sparsity).mask[back])
+    else:
+        back = order.inverse
+        permuted = None if stats is None else stats.ordered(order.index)
+        choice = choose(weight[:, order.index], permuted, sparsity)
+        updated = None if choice.weight is None else choice.weight[:, back]
+        choice = Choice(choice.mask[:, back], updated)
+    if recipe.reconstruct is not None:
+        solved = recipe.reconstruct.solve(weight, choice.mask, stats)
+        choice = Choice(choice.mask, solved)
+    return choice
+
+
+def _kept_share(scores: Tensor, mask: Tensor) -> float:
+    """Share of the total score that `mask` keeps, 0 to 1; 1 of nothing."""
+    total = float(scores.sum(dtype=torch.float64))
+    return float((scores * mask).sum(dtype=torch.float64)) / total if total else 1.0
+
+
+def _output_error(weight: Tensor, outcome: Choice, stats: LayerStats | None) -> float | None:
+    """|(W - W') X|^2 / |W X|^2 from the Gram matrix, before `weight` is overwritten."""
+    if stats is None or stats.gram is None:
+        return None
+    dense = weight.float()
+    after = dense * outcome.mask if outcome.weight is None else outcome.weight.float()
+    lost = dense - after
+    whole = float(((dense @ stats.gram) * dense).sum(dtype=torch.float64))
+    return float(((lost @ stats.gram) * lost).sum(dtype=torch.float64)) / whole if whole else 0.0

@@ -8,7 +8,7 @@ from tiny_models import TINY_CONFIGS, random_model
 from transformers import AutoModelForCausalLM
 
 from esparse_lab import EsparseError, InputError, LayerStats, collect_layer_stats, layer_inputs
-from esparse_lab.architectures import prunable_layers
+from esparse_lab.architectures import prunable_layers, transformer_blocks
 from esparse_lab.capture import BlockWalk, on_input
 
 
@@ -16,7 +16,9 @@ def inputs_of_whole_forward(model, tokens) -> dict[str, torch.Tensor]:
     """What each layer reads when the model simply runs, one sequence at a time."""
     read = {name: [] for name in prunable_layers(model)}
     handles = [
-        layer.register_forward_hook(lambda _m, args, _o, name=name: read[name].append(args[0]))
+        layer.module.register_forward_hook(
+            lambda _m, args, _o, name=name: read[name].append(args[0])
+        )
         for name, layer in prunable_layers(model).items()
     ]
     with torch.no_grad():
@@ -118,8 +120,8 @@ def test_a_forward_of_the_models_own_is_put_back_and_used(tiny_llama, tokens):
 
 
 def test_hook_comes_off_when_its_body_raises(tiny_llama):
-    layer = tiny_llama.model.layers[0].mlp.up_proj
-    with pytest.raises(KeyboardInterrupt), on_input(layer, print):
+    group = transformer_blocks(tiny_llama)[0].groups[0]
+    with pytest.raises(KeyboardInterrupt), on_input(group, print):
         raise KeyboardInterrupt
     assert hooks_and_overrides(tiny_llama) == 0
 

@@ -1,35 +1,28 @@
 """Pruning methods, one a file. To add one: write its file, then list it in `METHODS`."""
 
 import inspect
-from typing import ClassVar, Protocol
 
-from torch import Tensor
-
-from esparse_lab.channel_stats import LayerStats
-from esparse_lab.entropy import Histogram
 from esparse_lab.errors import InputError, unknown
+from esparse_lab.methods.dass import DaSS
 from esparse_lab.methods.esparse import ESparse
+from esparse_lab.methods.isc import ISC
 from esparse_lab.methods.magnitude import Magnitude
+from esparse_lab.methods.mask_descent import MaskDescent
+from esparse_lab.methods.method import ByScore, Choice, PruningMethod
+from esparse_lab.methods.ria import RIA
+from esparse_lab.methods.sparsegpt import SparseGPT
 from esparse_lab.methods.wanda import Wanda
 
-
-class PruningMethod(Protocol):
-    """How important each weight is. A method is a frozen dataclass; its fields are its settings.
-
-    Attributes:
-        needs_stats: whether `score` reads the activations' statistics.
-        histogram: how it wants entropies binned, or None if it reads none.
-    """
-
-    needs_stats: ClassVar[bool]
-    histogram: Histogram | None
-
-    def score(self, weight: Tensor, stats: LayerStats | None) -> Tensor:
-        """Importance of each weight, float32 [out, in], at least 0; higher is kept."""
-        ...
-
-
-METHODS: dict[str, type] = {"magnitude": Magnitude, "wanda": Wanda, "esparse": ESparse}
+METHODS: dict[str, type[PruningMethod]] = {
+    "magnitude": Magnitude,
+    "wanda": Wanda,
+    "esparse": ESparse,
+    "ria": RIA,
+    "dass": DaSS,
+    "sparsegpt": SparseGPT,
+    "isc": ISC,
+    "mask_descent": MaskDescent,
+}
 
 
 def make_method(name: str, **settings) -> PruningMethod:
@@ -49,4 +42,24 @@ def make_method(name: str, **settings) -> PruningMethod:
     return METHODS[name](**settings)
 
 
-__all__ = ["METHODS", "ESparse", "Magnitude", "PruningMethod", "Wanda", "make_method"]
+def method_name(method: PruningMethod) -> str:
+    """The name of a method in `METHODS`."""
+    return next(name for name, kind in METHODS.items() if isinstance(method, kind))
+
+
+__all__ = [
+    "ISC",
+    "METHODS",
+    "RIA",
+    "ByScore",
+    "Choice",
+    "DaSS",
+    "ESparse",
+    "Magnitude",
+    "MaskDescent",
+    "PruningMethod",
+    "SparseGPT",
+    "Wanda",
+    "make_method",
+    "method_name",
+]

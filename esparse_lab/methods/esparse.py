@@ -5,20 +5,21 @@ Li et al. 2023, arXiv 2310.15929, Eq. 3.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 from torch import Tensor
 
-from esparse_lab.channel_stats import LayerStats
+from esparse_lab.channel_stats import LayerStats, Needs
 from esparse_lab.entropy import Histogram
 from esparse_lab.errors import InputError, unknown
+from esparse_lab.methods.method import ByScore
 
 NormScale = Literal["wanda", "rms", "l2", "relative"]
 Form = Literal["sum", "product"]
 
 
 @dataclass(frozen=True)
-class ESparse:
+class ESparse(ByScore):
     """Score |w| * (entropy + alpha * norm), the last two per input channel.
 
     Attributes:
@@ -40,8 +41,6 @@ class ESparse:
     form: Form = "sum"
     histogram: Histogram = Histogram()
 
-    needs_stats: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
             raise InputError(f"alpha must be a number of at least 0, got {self.alpha}.")
@@ -49,6 +48,11 @@ class ESparse:
             raise unknown("norm scale", self.norm_scale, get_args(NormScale))
         if self.form not in get_args(Form):
             raise unknown("form", self.form, get_args(Form))
+
+    @property
+    def needs(self) -> Needs:
+        """Entropies, binned as `histogram` says."""
+        return Needs(self.histogram)
 
     def score(self, weight: Tensor, stats: LayerStats) -> Tensor:
         """Importance of each weight, float32 [out, in].

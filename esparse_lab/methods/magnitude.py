@@ -6,15 +6,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from esparse_lab.channel_stats import LayerStats
-from esparse_lab.entropy import Histogram
+from esparse_lab.methods.method import ByScore
 
 
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(ByScore):
     """Score |w|; needs no calibration."""
 
-    needs_stats: ClassVar[bool] = False
-    histogram: ClassVar[Histogram | None] = None
+    needs: ClassVar[None] = None
 
     def score(self, weight: Tensor, stats: LayerStats | None = None) -> Tensor:
         """Importance of each weight, float32 [out, in]; `stats` is not read."""

@@ -8,16 +8,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from esparse_lab.channel_stats import LayerStats
-from esparse_lab.entropy import Histogram
+from esparse_lab.channel_stats import LayerStats, Needs
+from esparse_lab.methods.method import ByScore
 
 
 @dataclass(frozen=True)
-class Wanda:
+class Wanda(ByScore):
     """Score |w| * norm, the norm per input channel."""
 
-    needs_stats: ClassVar[bool] = True
-    histogram: ClassVar[Histogram | None] = None
+    needs: ClassVar[Needs] = Needs()
 
     def score(self, weight: Tensor, stats: LayerStats) -> Tensor:
         """Importance of each weight, float32 [out, in]."""

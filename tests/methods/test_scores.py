@@ -26,7 +26,7 @@ def activations() -> torch.Tensor:
 
 def stats_with(norm: list[float], entropy: list[float] | None) -> LayerStats:
     entropy = None if entropy is None else torch.tensor(entropy)
-    return LayerStats(torch.tensor(norm), entropy, None, None, n_tokens=8, n_sequences=2)
+    return LayerStats(torch.tensor(norm), entropy, None, None, n_tokens=8, n_sequences=2.0)
 
 
 def test_scores_are_finite_and_not_negative(method, weight, activations):

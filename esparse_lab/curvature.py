@@ -1,0 +1,59 @@
+"""The layer-wise Hessian: how the output error |(W - W') X|^2 bends with each pair of weights.
+
+It is the same for every row of a layer: H = 2 X^T X, damped so that it can be inverted.
+"""
+
+import torch
+from torch import Tensor
+
+from esparse_lab.channel_stats import LayerStats
+from esparse_lab.errors import EsparseError, InputError
+
+
+def hessian(stats: LayerStats, damping: float) -> Tensor:
+    """2 X^T X with `damping` times the mean of its diagonal added to the diagonal, float64.
+
+    A channel that was never anything but zero has no curvature: it gets a diagonal of 1 (as in
+    SparseGPT's code), so that it stands apart from all others.
+
+    Raises:
+        InputError: if the statistics hold no Gram matrix.
+        EsparseError: if they come from no token.
+    """
+    if stats.gram is None:
+        raise InputError("This method needs the Gram matrix: collect with Needs(gram=True).")
+    # float64: with loud channels the condition passes 1e7, where float32 cannot factorise any more.
+    damped = 2 * stats.gram.double()
+    diagonal = damped.diagonal()
+    diagonal[diagonal == 0] = 1.0
+    diagonal += damping * diagonal.mean()
+    return damped
+
+
+def inverse_factor(curvature: Tensor) -> Tensor:
+    """Upper triangular U with U^T U the inverse of `curvature` [in, in].
+
+    U[j, j]^2 is the inverse curvature of channel j when the channels before it cannot move any
+    more: what a sweep from left to right needs.
+
+    Raises:
+        EsparseError: if the matrix is not positive definite.
+    """
+    # H = R R^T with R upper (a Cholesky factor seen in the mirror) gives U = R^-1 in one
+    # factorisation and one triangular solve, where inverting first takes two and a product.
+    mirrored = curvature.flip(0, 1)
+    lower, failed = torch.linalg.cholesky_ex(mirrored)
+    if failed:
+        raise EsparseError(
+            "The Hessian of this layer's inputs is not positive definite: channels that are copies "
+            "or sums of others, or too few tokens. Raise the damping (0.01 adds one percent of the "
+            "mean diagonal), or calibrate on more tokens than the layer has channels."
+        )
+    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+
+
+def check_damping(damping: float) -> None:
+    """Raise `InputError` unless `damping` is a finite share of at least 0."""
+    if not 0 <= damping < float("inf"):
+        raise InputError(f"damping must be a share of at least 0, such as 0.01, got {damping}.")
