@@ -1,5 +1,6 @@
 """Masks: which weights stay, in each group of M neighbours along the input or in each row."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -84,8 +85,8 @@ class Unstructured:
         return f"{self.density * 100:.6g}%" + ("" if self.within == "row" else " per layer")
 
     def kept(self, n_weights: int) -> int:
-        """How many of `n_weights` that compete with each other stay."""
-        return round(self.density * n_weights)
+        """How many of `n_weights` that compete with each other stay: rounded up, as Wanda does."""
+        return math.ceil(self.density * n_weights - 1e-6)
 
     def mask(self, scores: Tensor) -> Tensor:
         """True for the best scores of each row or of the layer, bool [out, in].
