@@ -52,9 +52,11 @@ class MaskDescent(PruningMethod):
         """The mask where the descent ends."""
         start = sparsity.mask(self.score(weight, stats))
         curvature = hessian(stats, self.damping).float()
+        # A channel that is always zero adds nothing to the output, whatever its weight.
+        weight = weight.float().masked_fill(stats.gram.diagonal() == 0, 0)
         if isinstance(sparsity, Pattern):
-            return Choice(_descend_groups(weight.float(), start, curvature, sparsity, self.sweeps))
-        return Choice(_descend_rows(weight.float(), start, curvature, self.sweeps))
+            return Choice(_descend_groups(weight, start, curvature, sparsity, self.sweeps))
+        return Choice(_descend_rows(weight, start, curvature, self.sweeps))
 
 
 def _descend_groups(w: Tensor, mask: Tensor, h: Tensor, pattern: Pattern, sweeps: int) -> Tensor:
@@ -110,6 +112,7 @@ def _ways(size: int, n_kept: int, device: torch.device) -> tuple[Tensor, Tensor,
 
 def _descend_rows(w: Tensor, mask: Tensor, h: Tensor, sweeps: int) -> Tensor:
     """Without groups: in every row one weight comes back and the best one goes, again and again."""
+    nothing_to_swap = mask.all(dim=1, keepdim=True)
     mask = mask.clone()
     pull = w.masked_fill(mask, 0) @ h
     curve = w.square() * h.diagonal()
@@ -123,4 +126,4 @@ def _descend_rows(w: Tensor, mask: Tensor, h: Tensor, sweeps: int) -> Tensor:
         pull.addcmul_(w[rows, gone, None], h[gone])
         if step % 16 == 0 and torch.equal(back, gone):
             break
-    return mask
+    return mask | nothing_to_swap

@@ -27,6 +27,8 @@ def sweep(
             block of columns.
         block: columns that are updated at once; the rest follows block by block.
     """
+    if block < 1:
+        raise InputError(f"block must be at least 1 column, got {block}.")
     if isinstance(sparsity, Pattern) and block % sparsity.m:
         raise InputError(f"A block of {block} columns does not hold whole groups of {sparsity.m}.")
     w = weight.float().clone()
