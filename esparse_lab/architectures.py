@@ -1,156 +1,186 @@
 """Where the prunable layers of each model family are, as data.
 
 One entry serves every model whose `config.model_type` it lists. To add a family, add an entry to
-`ARCHITECTURES`; `tests/test_architectures.py` then prunes a tiny random model of it.
+`ARCHITECTURES`; `tests/test_architectures.py` then prunes a tiny random model of it. Families
+without an entry are traced (`discovery.py`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
+from esparse_lab.blocks import Block, InputGroup, WeightMatrix
+from esparse_lab.discovery import discover_blocks
 from esparse_lab.errors import EsparseError, InputError, unknown
+from esparse_lab.experts import expert_groups
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Layers on both sides of an activation function.
+
+    Attributes:
+        before: read the block's activation; the product of their outputs (or the one output) is
+            what `after` reads. Gate and up projection may be one fused matrix, gate first.
+        after: the layer that leads back.
+    """
+
+    before: tuple[str, ...]
+    after: str
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family of decoders.
+    """A family of decoders. Paths lead from a block to a layer.
 
     Attributes:
+        family: what people call these models.
         model_types: values of `config.model_type`.
         blocks: path of the list of transformer blocks inside the model.
-        input_groups: linear layers by their path inside a block, grouped by the activation that
-            they read. Layers of one group share input statistics and a channel order.
-        mlp: numbers of the two groups between which the MLP's activation function stands: what
-            the first one's outputs become is what the second one reads.
+        attention: layers grouped by the activation that they read. Layers of one group share input
+            statistics and a channel order.
+        mlps: each block has one or more of these; models with experts mix kinds of blocks.
+        experts: path of the module that stacks experts, in blocks that have them.
+        returns: items of the tuple that a block returns; 0 if it returns hidden states bare.
     """
 
+    family: str
     model_types: tuple[str, ...]
     blocks: str
-    input_groups: tuple[tuple[str, ...], ...]
-    mlp: tuple[int, int] = (2, 3)
+    attention: tuple[tuple[str, ...], ...]
+    mlps: tuple[MLP, ...]
+    experts: str | None = None
+    returns: int = 0
 
 
-LLAMA = Architecture(
-    model_types=("llama", "mistral", "qwen2", "qwen3"),
+def _gated(path: str) -> MLP:
+    return MLP((f"{path}.gate_proj", f"{path}.up_proj"), f"{path}.down_proj")
+
+
+_LLAMA = Architecture(
+    family="Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3",
+    model_types=("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
     blocks="model.layers",
-    input_groups=(
+    attention=(
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         ("self_attn.o_proj",),
-        ("mlp.gate_proj", "mlp.up_proj"),
-        ("mlp.down_proj",),
+    ),
+    mlps=(_gated("mlp"),),
+)
+_NEOX = Architecture(
+    family="GPT-NeoX, Pythia",
+    model_types=("gpt_neox",),
+    blocks="gpt_neox.layers",
+    attention=(("attention.query_key_value",), ("attention.dense",)),
+    mlps=(MLP(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),),
+)
+ARCHITECTURES = (
+    _LLAMA,
+    replace(
+        _LLAMA,
+        family="Gemma 3 with images (its text model)",
+        model_types=("gemma3",),
+        blocks="model.language_model.layers",
+    ),
+    replace(
+        _LLAMA,
+        family="Mixtral, Qwen 2 and 3 with experts",
+        model_types=("mixtral", "qwen2_moe", "qwen3_moe"),
+        mlps=(_gated("mlp"), _gated("mlp.shared_expert")),
+        experts="mlp.experts",
+    ),
+    replace(
+        _LLAMA,
+        family="Phi 3",
+        model_types=("phi3",),
+        attention=(("self_attn.qkv_proj",), ("self_attn.o_proj",)),
+        mlps=(MLP(("mlp.gate_up_proj",), "mlp.down_proj"),),
+    ),
+    Architecture(
+        family="OPT",
+        model_types=("opt",),
+        blocks="model.decoder.layers",
+        attention=(
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            ("self_attn.out_proj",),
+        ),
+        mlps=(MLP(("fc1",), "fc2"),),
+    ),
+    Architecture(
+        family="GPT-2",
+        model_types=("gpt2",),
+        blocks="transformer.h",
+        attention=(("attn.c_attn",), ("attn.c_proj",)),
+        mlps=(MLP(("mlp.c_fc",), "mlp.c_proj"),),
+    ),
+    _NEOX,
+    # Attention and MLP of Falcon read one activation in some models and two in others: two groups
+    # are right for all.
+    replace(
+        _NEOX,
+        family="BLOOM, Falcon",
+        model_types=("bloom", "falcon"),
+        blocks="transformer.h",
+        attention=(("self_attention.query_key_value",), ("self_attention.dense",)),
+        returns=2,
     ),
 )
 
-ARCHITECTURES = (LLAMA,)
 
-
-@dataclass(frozen=True)
-class WeightMatrix:
-    """One linear map of a model, whatever holds it.
-
-    Attributes:
-        module: holds the weights.
-        parameter: their name in the module.
-        expert: which slice of a stack [expert, out, in], or None.
-        transposed: the module stores [in, out] (GPT-2's Conv1D).
-    """
-
-    module: nn.Module
-    parameter: str = "weight"
-    expert: int | None = None
-    transposed: bool = False
-
-    @property
-    def weight(self) -> Tensor:
-        """The weights, [out, in]: a view, so writing into it changes the model."""
-        weight = getattr(self.module, self.parameter).data
-        if self.expert is not None:
-            weight = weight[self.expert]
-        return weight.T if self.transposed else weight
-
-
-@dataclass(frozen=True)
-class InputGroup:
-    """Layers that read one activation.
-
-    Attributes:
-        layers: by full name, in the order of the data.
-        feeds: number, inside the block, of the group that reads what these layers' outputs become
-            after the MLP's activation function; None outside MLPs.
-    """
-
-    layers: dict[str, WeightMatrix]
-    feeds: int | None = None
-
-    @property
-    def name(self) -> str:
-        """The name of the first layer."""
-        return next(iter(self.layers))
-
-    @property
-    def module(self) -> nn.Module:
-        """The module whose call hands over the activation."""
-        return self.layers[self.name].module
-
-    def read(self, args: tuple) -> Tensor:
-        """The activation, [sequence, position, in], from what `module` is called with."""
-        return args[0]
-
-
-@dataclass(frozen=True)
-class Block:
-    """One transformer block of a model.
-
-    Attributes:
-        name: its path in the model, such as "model.layers.3".
-        module: the block itself.
-        groups: for each activation that linear layers read, those layers.
-    """
-
-    name: str
-    module: nn.Module
-    groups: tuple[InputGroup, ...]
-
-    @property
-    def layers(self) -> dict[str, WeightMatrix]:
-        """Every prunable layer of the block, by full name, in the order of the data."""
-        return {name: layer for group in self.groups for name, layer in group.layers.items()}
-
-
-def find_architecture(model: PreTrainedModel) -> Architecture:
-    """The entry of `ARCHITECTURES` that describes `model`.
-
-    Raises:
-        EsparseError: if no entry lists the model's type.
-    """
-    model_type = model.config.model_type
+def find_architecture(model: PreTrainedModel) -> Architecture | None:
+    """The entry of `ARCHITECTURES` that describes `model`, or None."""
     for architecture in ARCHITECTURES:
-        if model_type in architecture.model_types:
+        if model.config.model_type in architecture.model_types:
             return architecture
-    known = ", ".join(sorted(t for a in ARCHITECTURES for t in a.model_types))
-    raise EsparseError(
-        f"Models of type {model_type!r} are not described yet; supported: {known}. "
-        "To add one, write its entry in esparse_lab/architectures.py."
-    )
+    return None
 
 
 def transformer_blocks(model: PreTrainedModel) -> list[Block]:
-    """The transformer blocks of `model` in the order in which they run."""
+    """The transformer blocks of `model` in the order in which they run.
+
+    Raises:
+        EsparseError: if the model is of no known family and tracing cannot make it out, or if it is
+            not built as its family is.
+    """
     architecture = find_architecture(model)
-    first, second = architecture.mlp
-    blocks = []
-    for index, module in enumerate(model.get_submodule(architecture.blocks)):
-        name = f"{architecture.blocks}.{index}"
-        groups = tuple(
-            InputGroup(
-                {f"{name}.{path}": WeightMatrix(module.get_submodule(path)) for path in group},
-                feeds=second if number == first else None,
-            )
-            for number, group in enumerate(architecture.input_groups)
+    if architecture is None:
+        return discover_blocks(model)
+    blocks = model.get_submodule(architecture.blocks)
+    return [
+        Block(
+            name := f"{architecture.blocks}.{index}",
+            module,
+            tuple(_groups(architecture, name, module)),
+            architecture.returns,
         )
-        blocks.append(Block(name, module, groups))
-    return blocks
+        for index, module in enumerate(blocks)
+    ]
+
+
+def _groups(architecture: Architecture, block: str, module: nn.Module) -> list[InputGroup]:
+    inside = dict(module.named_modules())
+    mlps = [mlp for mlp in architecture.mlps if mlp.after in inside]
+    wanted = {path for mlp in mlps for path in mlp.before}.union(*architecture.attention)
+    if not mlps and architecture.experts not in inside:
+        wanted |= {mlp.after for mlp in architecture.mlps}
+    if absent := sorted(wanted - set(inside)):
+        raise EsparseError(
+            f"{block} has no {', '.join(absent)}, which models of type "
+            f"{architecture.model_types[0]!r} should have. Does esparse_lab know this version of "
+            "transformers? Correct the entry in esparse_lab/architectures.py."
+        )
+
+    def group(paths: tuple[str, ...], feeds: int | None = None) -> InputGroup:
+        return InputGroup({f"{block}.{p}": WeightMatrix.of(inside[p]) for p in paths}, feeds)
+
+    groups = [group(paths) for paths in architecture.attention]
+    for mlp in mlps:
+        groups += [group(mlp.before, len(groups) + 1), group((mlp.after,))]
+    if architecture.experts in inside:
+        path = architecture.experts
+        groups += expert_groups(f"{block}.{path}", inside[path], len(groups))
+    return groups
 
 
 def prunable_layers(model: PreTrainedModel) -> dict[str, WeightMatrix]:
@@ -161,13 +191,17 @@ def prunable_layers(model: PreTrainedModel) -> dict[str, WeightMatrix]:
 def find_layer(model: PreTrainedModel, block: int, role: str) -> str:
     """Full name of the layer called `role` ("down_proj") in block number `block`.
 
+    A role may be more of the name ("mlp.c_proj", "experts.3.down_proj"); of several layers that end
+    in it, the first is meant.
+
     Raises:
         InputError: if the model has no such block or the block no such layer; suggests.
     """
     blocks = transformer_blocks(model)
     if not 0 <= block < len(blocks):
         raise InputError(f"The model has blocks 0 to {len(blocks) - 1}, got {block}.")
-    by_role = {name.rpartition(".")[2]: name for name in blocks[block].layers}
-    if role not in by_role:
-        raise unknown("layer of a block", role, by_role)
-    return by_role[role]
+    for name in blocks[block].layers:
+        if name.endswith(f".{role}"):
+            return name
+    roles = {name.rpartition(".")[2] for name in blocks[block].layers}
+    raise unknown("layer of a block", role, roles)

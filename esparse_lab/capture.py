@@ -13,13 +13,18 @@ from torch import Tensor
 from tqdm.std import tqdm
 from transformers import PreTrainedModel
 
-from esparse_lab.architectures import Block, InputGroup, transformer_blocks
+from esparse_lab.architectures import transformer_blocks
+from esparse_lab.blocks import Block, InputGroup
 from esparse_lab.channel_stats import LayerStats, Needs, StatsAccumulator, merge_names
 from esparse_lab.entropy import Histogram
 from esparse_lab.errors import InputError, unknown
 
 # Tokens that run together: enough to fill the device, few enough to bound the activations in use.
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
+
+
+# What a block is called with besides its hidden states: by position and by keyword.
+Arguments = tuple[tuple, dict]
 
 
 class _LastBlockReached(Exception):
@@ -33,13 +38,14 @@ class BlockWalk:
     Attributes:
         blocks: the model's blocks, in order.
         hidden: what the next block reads, one [sequence, position, channel] tensor a batch.
-        keywords: the other arguments of each block (masks, positions), by batch size.
+        arguments: the other arguments of each block (masks, positions), one list a batch. Batches
+            whose arguments are equal share them, so they take the memory of one.
         length: positions of a sequence.
     """
 
     blocks: list[Block]
     hidden: list[Tensor]
-    keywords: dict[int, list[dict]]
+    arguments: list[list[Arguments]]
     length: int
 
     @classmethod
@@ -48,19 +54,20 @@ class BlockWalk:
         """Embed `tokens`, int64 [sequence, position], and learn how the model calls its blocks."""
         check_tokens(model, tokens)
         blocks = transformer_blocks(model)
-        hidden, keywords = [], {}
+        hidden, arguments = [], []
         for batch in tokens.split(sequences_at_once(model, tokens)):
-            calls = _block_calls(model, blocks, batch.to(model.device))
-            hidden.append(calls[0][0])
-            keywords.setdefault(len(batch), [keyword for _, keyword in calls])
-        return cls(blocks, hidden, keywords, tokens.shape[1])
+            first, own = _block_calls(model, blocks, batch.to(model.device))
+            hidden.append(first)
+            arguments.append(next((other for other in arguments if _equal(other, own)), own))
+        return cls(blocks, hidden, arguments, tokens.shape[1])
 
     @torch.no_grad()
     def run(self, index: int) -> Iterator[Tensor]:
         """Run block `index` on each batch of `hidden`; yields what it returns, batch by batch."""
         block = self.blocks[index].module
-        for batch in self.hidden:
-            out = block(batch, **self.keywords[len(batch)][index])
+        for batch, of_blocks in zip(self.hidden, self.arguments, strict=True):
+            positional, keywords = of_blocks[index]
+            out = block(batch, *positional, **keywords)
             yield out[0] if isinstance(out, tuple) else out
 
     def advance(self, index: int) -> None:
@@ -94,23 +101,40 @@ def check_tokens(model: PreTrainedModel, tokens: Tensor) -> None:
         )
 
 
+def _equal(one: object, other: object) -> bool:
+    """Whether two arguments hold the same: tensors by value, in tuples, lists and dicts of them."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return one == other
+
+
 def _block_calls(
     model: PreTrainedModel, blocks: list[Block], batch: Tensor
-) -> list[tuple[Tensor, dict]]:
-    """Hidden states and keyword arguments that each block is called with.
+) -> tuple[Tensor, list[Arguments]]:
+    """The first block's hidden states, and every block's other arguments.
 
-    Every block but the last hands its hidden states on unchanged, so no block computes anything:
-    only the first block's hidden states mean something.
+    Every block but the last hands its hidden states on unchanged, so no block computes anything.
     """
-    calls: list[tuple[Tensor, dict]] = []
+    hidden: list[Tensor] = []
+    arguments: list[Arguments] = []
     # A module may bring a forward of its own, as a model spread over devices by accelerate does.
     own = [block.module.__dict__.get("forward") for block in blocks]
 
-    def record(hidden_states: Tensor, **keywords) -> Tensor:
-        calls.append((hidden_states, keywords))
-        if len(calls) == len(blocks):
+    def record(hidden_states: Tensor, *positional, **keywords) -> Tensor | tuple:
+        returns = blocks[len(arguments)].returns
+        hidden.append(hidden_states)
+        arguments.append((positional, keywords))
+        if len(arguments) == len(blocks):
             raise _LastBlockReached
-        return hidden_states
+        return (hidden_states, *[None] * (returns - 1)) if returns else hidden_states
 
     try:
         for block in blocks:
@@ -123,13 +147,21 @@ def _block_calls(
             block.module.__dict__.pop("forward", None)  # uncovers the class's own forward
             if forward is not None:
                 block.module.forward = forward
-    return calls
+    return hidden[0], arguments
 
 
 @contextmanager
-def on_input(group: InputGroup, receive) -> Iterator[None]:
-    """While open, call `receive(x)` with each tensor that the layers of `group` read."""
-    handle = group.module.register_forward_pre_hook(lambda _module, args: receive(group.read(args)))
+def on_input(group: InputGroup, length: int, receive) -> Iterator[None]:
+    """While open, call `receive(x)` with each tensor that the layers of `group` read.
+
+    Args:
+        group: the layers.
+        length: positions of a sequence.
+        receive: is given [sequence, position, in], or [token, in] for an expert.
+    """
+    handle = group.module.register_forward_pre_hook(
+        lambda _module, args: receive(group.read(args, length))
+    )
     try:
         yield
     finally:
@@ -153,7 +185,7 @@ def block_stats(
     gathered = [StatsAccumulator(group.name, needs, walk.length) for group in groups]
     with ExitStack() as hooks:
         for group, accumulator in zip(groups, gathered, strict=True):
-            hooks.enter_context(on_input(group, accumulator.add))
+            hooks.enter_context(on_input(group, walk.length, accumulator.add))
         for out in walk.run(index):
             if returned is not None:
                 returned.append(out)
@@ -161,7 +193,7 @@ def block_stats(
     if again:
         with ExitStack() as hooks:
             for group, receive in again:
-                hooks.enter_context(on_input(group, receive))
+                hooks.enter_context(on_input(group, walk.length, receive))
             for _ in walk.run(index):
                 pass
     finished = [
@@ -219,7 +251,9 @@ def collect_layer_stats(
 
 
 def layer_inputs(model: PreTrainedModel, tokens: Tensor, layer: str) -> Tensor:
-    """What one layer reads, [sequence, position, in], in the model's dtype.
+    """What one layer reads, [sequence, position, in], or [token, in] for an expert.
+
+    In the model's dtype.
 
     Raises:
         InputError: if the model has no prunable layer of that name.
@@ -232,7 +266,7 @@ def layer_inputs(model: PreTrainedModel, tokens: Tensor, layer: str) -> Tensor:
     for index in range(names[layer]):
         walk.hidden = list(walk.run(index))
     group = next(g for g in walk.blocks[names[layer]].groups if layer in g.layers)
-    with on_input(group, read.append):
+    with on_input(group, walk.length, read.append):
         for _ in walk.run(names[layer]):
             pass
     return torch.cat(read)

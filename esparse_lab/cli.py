@@ -138,9 +138,10 @@ def models() -> None:
     for model in EMBEDDED_MODELS.values():
         typer.echo(f"  {model.name}: {model.title} ({model.n_parameters:,} weights)")
         typer.echo(f"    {model.licence}, from {model.source}")
-    types = sorted({name for family in ARCHITECTURES for name in family.model_types})
-    typer.echo("Any folder, .gguf file or Hugging Face id with one of these model_type works too:")
-    typer.echo(f"  {', '.join(types)}")
+    typer.echo("Any folder, .gguf file or Hugging Face id of these families (by model_type) too:")
+    for family in ARCHITECTURES:
+        typer.echo(f"  {family.family}: {', '.join(family.model_types)}")
+    typer.echo("Other decoders are traced: blocks of linear layers, and experts in stacks.")
 
 
 @app.command()

@@ -229,11 +229,13 @@ def _retained_rows(loaded, calibration, method, pattern, searches, progress: boo
     rows = []
     for block in tqdm(transformer_blocks(loaded.model), "orders", disable=not progress):
         for group in block.groups:
-            scores = {n: method.score(layer.weight, stats.get(n)) for n, layer in group.items()}
+            scores = {
+                n: method.score(layer.weight, stats.get(n)) for n, layer in group.layers.items()
+            }
             for label, search in searches.items():
                 started = time.perf_counter()
                 order = search_order(torch.cat(list(scores.values())), pattern, search)
-                seconds = (time.perf_counter() - started) / len(group)
+                seconds = (time.perf_counter() - started) / len(scores)
                 for name, score in scores.items():
                     number, role = layer_place(name)
                     rows.append(

@@ -6,27 +6,11 @@ import pytest
 import torch
 from tiny_models import TINY_CONFIGS, random_model
 from transformers import AutoModelForCausalLM
+from whole_forward import EXPERT, inputs_of_whole_forward
 
 from esparse_lab import EsparseError, InputError, LayerStats, collect_layer_stats, layer_inputs
-from esparse_lab.architectures import prunable_layers, transformer_blocks
+from esparse_lab.architectures import transformer_blocks
 from esparse_lab.capture import BlockWalk, on_input
-
-
-def inputs_of_whole_forward(model, tokens) -> dict[str, torch.Tensor]:
-    """What each layer reads when the model simply runs, one sequence at a time."""
-    read = {name: [] for name in prunable_layers(model)}
-    handles = [
-        layer.module.register_forward_hook(
-            lambda _m, args, _o, name=name: read[name].append(args[0])
-        )
-        for name, layer in prunable_layers(model).items()
-    ]
-    with torch.no_grad():
-        for sequence in tokens:
-            model(sequence[None])
-    for handle in handles:
-        handle.remove()
-    return {name: torch.cat(x) for name, x in read.items()}
 
 
 @pytest.mark.parametrize("model_type", TINY_CONFIGS)
@@ -34,13 +18,39 @@ def test_walk_reads_what_a_whole_forward_reads(model_type, tokens):
     model = random_model(model_type)
     stats = collect_layer_stats(model, tokens, progress=False)
     expected = inputs_of_whole_forward(model, tokens)
-    assert list(stats) == list(expected)
+    assert set(stats) == set(expected)
     for name, activations in expected.items():
-        whole = LayerStats.of(activations)
-        torch.testing.assert_close(stats[name].norm, whole.norm)
+        read = torch.cat(activations)
+        assert stats[name].n_tokens == len(read) > 0
+        n_sequences = len(read) / tokens.shape[1]  # not a whole number for experts
+        norm = (read.square().sum(dim=0) / n_sequences).sqrt()
+        if not EXPERT.fullmatch(name):
+            read = read.view(*tokens.shape, -1)
+        whole = LayerStats.of(read)
+        torch.testing.assert_close(stats[name].norm, norm)
         torch.testing.assert_close(stats[name].low, whole.low)
         torch.testing.assert_close(stats[name].entropy, whole.entropy, atol=0.05, rtol=0)
-        torch.testing.assert_close(layer_inputs(model, tokens, name), activations)
+        torch.testing.assert_close(layer_inputs(model, tokens, name), read)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 1, "alibi": False}),  # 40B
+        ("falcon", {"parallel_attn": False, "multi_query": False}),  # RW
+        ("falcon", {"alibi": False}),  # 7B
+        ("opt", {"do_layer_norm_before": False}),  # 350m
+        ("bloom", {"apply_residual_connection_post_layernorm": True}),
+        ("gpt_neox", {"use_parallel_residual": False}),
+        ("qwen2_moe", {"norm_topk_prob": True}),
+        ("mixtral", {"_attn_implementation": "eager"}),
+    ],
+)
+def test_every_make_of_a_family_is_read_right(model_type, changes, tokens):
+    model = random_model(model_type, **changes)
+    for name, activations in inputs_of_whole_forward(model, tokens).items():
+        read = layer_inputs(model, tokens, name).flatten(0, -2)
+        torch.testing.assert_close(read, torch.cat(activations).view_as(read))
 
 
 def test_batches_of_different_size_agree(tiny_llama, tokens, monkeypatch):
@@ -62,7 +72,8 @@ def test_every_block_and_batch_gets_its_own_arguments(tokens, monkeypatch):
     model = AutoModelForCausalLM.from_config(config).eval()
     monkeypatch.setattr("esparse_lab.capture.TOKENS_AT_ONCE", {"cpu": 24})  # 2 + 2 + 1 sequences
     for name, activations in inputs_of_whole_forward(model, tokens).items():
-        torch.testing.assert_close(layer_inputs(model, tokens, name), activations)
+        read = torch.stack(activations)
+        torch.testing.assert_close(layer_inputs(model, tokens, name), read)
 
 
 def test_layers_that_read_one_activation_share_statistics(tiny_llama, tokens):
@@ -121,7 +132,7 @@ def test_a_forward_of_the_models_own_is_put_back_and_used(tiny_llama, tokens):
 
 def test_hook_comes_off_when_its_body_raises(tiny_llama):
     group = transformer_blocks(tiny_llama)[0].groups[0]
-    with pytest.raises(KeyboardInterrupt), on_input(group, print):
+    with pytest.raises(KeyboardInterrupt), on_input(group, 12, print):
         raise KeyboardInterrupt
     assert hooks_and_overrides(tiny_llama) == 0
 

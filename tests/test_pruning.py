@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import TINY_CONFIGS, random_model
+from whole_forward import block_of, inputs_of_whole_forward, matrix
 
 from esparse_lab import (
     METHODS,
@@ -30,29 +31,20 @@ PATTERN = Pattern(2, 4)
 def wanda_by_hand(model, tokens, pattern: Pattern) -> dict[str, torch.Tensor]:
     """Wanda's loop written as its paper describes it: dense block, masks, pruned block, next."""
     masks = {}
-    captured: dict[str, list] = {}
-
-    def catch(name):
-        return lambda _m, args: captured.setdefault(name, []).append(args[0].double())
-
-    for index in range(len(model.model.layers)):
-        layers = {n: m for n, m in prunable_layers(model).items() if f".{index}." in n}
-        handles = [m.module.register_forward_pre_hook(catch(n)) for n, m in layers.items()]
-        with torch.no_grad():
-            for sequence in tokens:
-                model(sequence[None])  # blocks before this one are pruned already
-        for handle in handles:
-            handle.remove()
-        for name, layer in layers.items():
-            squares = torch.stack([x.flatten(0, 1).square().sum(0) for x in captured[name]])
-            score = layer.weight.double().abs() * squares.mean(0).sqrt()
+    for index in range(model.config.get_text_config().num_hidden_layers):
+        read = inputs_of_whole_forward(model, tokens)  # blocks before this one are pruned already
+        for name in (n for n in read if block_of(n) == index):
+            weight = matrix(model, name)
+            squares = torch.stack([x.double().square().sum(0) for x in read[name]])
+            score = weight.double().abs() * squares.mean(0).sqrt()
             mask = torch.zeros_like(score, dtype=torch.bool)
             for start in range(0, score.shape[1], pattern.m):
                 group = score[:, start : start + pattern.m]
                 best = group.topk(min(pattern.n, group.shape[1]), dim=1).indices + start
                 mask.scatter_(1, best, True)
-            layer.weight[~mask] = 0
             masks[name] = mask
+        for name in (n for n in read if block_of(n) == index):
+            matrix(model, name)[~masks[name]] = 0
     return masks
 
 
@@ -61,10 +53,45 @@ def test_sequential_wanda_equals_its_description(model_type, tokens):
     ours, theirs = random_model(model_type), random_model(model_type)
     pruned = prune_model(ours, tokens, Recipe(Wanda(), PATTERN), progress=False)
     expected = wanda_by_hand(theirs, tokens, PATTERN)
+    assert {layer.name for layer in pruned} == set(expected)
     for layer in pruned:
         assert torch.equal(layer.mask, expected[layer.name]), layer.name
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("model_type", TINY_CONFIGS)
+@pytest.mark.parametrize("method", [*METHODS, "esparse after gns+lbs"])
+def test_every_family_is_pruned_by_every_method(model_type, method, tokens):
+    name, _, search = method.partition(" after ")
+    model = random_model(model_type)
+    recipe = Recipe(METHODS[name](), PATTERN, SEARCHES[search or "none"])
+    with torch.no_grad():
+        for layer in prune_model(model, tokens, recipe, progress=False):
+            weight = matrix(model, layer.name)
+            if layer.group_axis == "out":
+                weight = weight.T
+            if layer.order is not None:
+                weight = weight[:, layer.order.index]
+            check_nm(weight, PATTERN)
+            assert int((weight != 0).sum()) == weight.numel() // 2
+            assert layer.n_tokens > 0 or name == "magnitude"
+        assert bool(model(tokens).logits.isfinite().all())
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "magnitude"])
+def test_an_expert_that_sees_no_token_falls_back_to_magnitude(method):
+    model, dense = random_model("mixtral"), random_model("mixtral")
+    recipe = Recipe(METHODS[method](), PATTERN)
+    with pytest.warns(UserWarning, match=r"experts\.\d\..*no calibration token was sent here"):
+        pruned = prune_model(model, torch.tensor([[7]]), recipe, progress=False)  # 2 experts of 4
+    unseen = [layer for layer in pruned if not layer.n_tokens]
+    assert len(unseen) == 3 * 2 * 2
+    for layer in unseen:
+        kept = matrix(dense, layer.name)
+        assert torch.equal(layer.mask, PATTERN.mask(kept.abs()))
+        assert torch.equal(matrix(model, layer.name), kept * layer.mask)
+    assert bool(model(torch.tensor([[7, 8, 9]])).logits.isfinite().all())
 
 
 @pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
