@@ -1,11 +1,12 @@
 """N:M masks against brute force and by their laws."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
-from esparse_lab import InputError, Pattern, check_nm, nm_mask
+from esparse_lab import InputError, Pattern, Unstructured, check_nm, nm_mask, parse_sparsity
 
 PATTERNS = [Pattern(2, 4), Pattern(4, 8), Pattern(1, 4), Pattern(3, 4), Pattern(5, 16)]
 
@@ -82,3 +83,91 @@ def test_check_nm_names_the_first_offending_group():
     check_nm(weight, Pattern(3, 4))
     with pytest.raises(InputError, match=r"Not 2:4: row 1, channels 4 to 7 hold 3 .*1 such"):
         check_nm(weight, Pattern(2, 4))
+
+
+@pytest.mark.parametrize("density", [0.5, 0.3, 0.9, 0.05, 0.999])
+@pytest.mark.parametrize("within", ["row", "layer"])
+def test_unstructured_keeps_the_best_of_what_competes(density, within):
+    scores = torch.rand(7, 31, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mask = Unstructured(density, within).mask(scores)
+    sets = scores if within == "row" else scores.view(1, -1)
+    for values, kept in zip(sets, mask.view(sets.shape), strict=True):
+        assert int(kept.sum()) == math.ceil(density * len(values))
+        if not kept.all():
+            assert values[kept].min() > values[~kept].max()
+
+
+@pytest.mark.parametrize(
+    ("density", "n_weights", "kept"),
+    [(0.5, 4096, 2048), (0.4, 4096, 1639), (0.5, 5, 3), (0.7, 10, 7), (0.9, 10, 9), (0.1, 1, 1)],
+)
+def test_what_goes_is_rounded_down_as_wandas_code_does(density, n_weights, kept):
+    assert Unstructured(density).kept(n_weights) == kept
+
+
+@pytest.mark.parametrize("within", ["row", "layer"])
+def test_unstructured_ties_keep_what_comes_first(within):
+    mask = Unstructured(0.5, within).mask(torch.ones(2, 4))
+    half = [[True, True, False, False]] * 2
+    assert mask.tolist() == (half if within == "row" else [[True] * 4, [False] * 4])
+
+
+def test_unstructured_refuses_nan():
+    with pytest.raises(InputError, match="1 of 2 scores are NaN"):
+        Unstructured(0.5).mask(torch.tensor([[1.0, math.nan]]))
+
+
+@pytest.mark.parametrize("density", [0, 1, -0.5, 1.5, math.nan, math.inf])
+def test_impossible_shares_say_why(density):
+    with pytest.raises(InputError, match="must be above 0 and below 1"):
+        Unstructured(density)
+
+
+def test_unknown_comparison_suggests():
+    with pytest.raises(InputError, match=r"Unknown comparison 'rows'\. Did you mean 'row'"):
+        Unstructured(0.5, "rows")
+
+
+SPARSITIES = {
+    "2:4": Pattern(2, 4),
+    " 4:8 ": Pattern(4, 8),
+    "50%": Unstructured(0.5),
+    "37.5 %": Unstructured(0.375),
+    "5% per layer": Unstructured(0.05, "layer"),
+}
+
+
+@pytest.mark.parametrize("text", SPARSITIES)
+def test_sparsity_reads_and_writes_itself(text):
+    sparsity = parse_sparsity(text)
+    assert sparsity == SPARSITIES[text]
+    assert parse_sparsity(str(sparsity)) == sparsity
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("150%", "'150%': expected such as 50%"),
+        ("100%", "'100%': expected such as 50%"),
+        ("-5%", "'-5%': expected such as 50%"),
+        ("2:4%", "'2:4%': expected such as 50%"),
+        ("%", "'%': expected such as 50%"),
+        ("50% per row", "'50% per row': expected such as 50%"),
+        ("0%", "above 0 and below 1"),
+        ("50", "'50': expected N:M"),
+        ("0.5", "'0.5': expected N:M"),
+        ("", "'': expected N:M"),
+        ("4:2", "0 < N < M"),
+    ],
+)
+def test_impossible_sparsities_say_why(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_sparsity(text)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("within", ["row", "layer"])
+def test_unstructured_is_the_same_on_cpu_and_gpu(within):
+    scores = torch.randint(9, (64, 100), generator=torch.Generator().manual_seed(6)).half()
+    sparsity = Unstructured(0.3, within)
+    assert torch.equal(sparsity.mask(scores), sparsity.mask(scores.cuda()).cpu())

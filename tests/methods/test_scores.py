@@ -54,6 +54,29 @@ def test_reordering_channels_reorders_scores(method, weight, activations):
     )
 
 
+@pytest.mark.parametrize("what", ["dead channels", "fewer tokens than channels", "one row"])
+def test_unusual_layers_are_scored(method, weight, activations, what):
+    if what == "dead channels":
+        activations[..., [0, 5]] = 0
+    elif what == "one row":
+        weight = weight[:1]
+    else:
+        activations = activations[:1, :3]
+    scores = method.score(weight, LayerStats.of(activations))
+    assert scores.shape == weight.shape
+    assert bool((scores.isfinite() & (scores >= 0)).all())
+
+
+APART = {name: kind for name, kind in METHODS.items() if kind.rows_are_apart}
+
+
+@pytest.mark.parametrize("kind", APART.values(), ids=APART)
+def test_a_row_scores_alike_in_every_company(kind, weight, activations):
+    stats = LayerStats.of(activations)
+    together = kind().score(weight, stats)
+    assert torch.equal(torch.cat([kind().score(row[None], stats) for row in weight]), together)
+
+
 def test_half_weights_are_scored_in_float32(method, weight, activations):
     stats = LayerStats.of(activations)
     assert torch.equal(
