@@ -9,6 +9,7 @@ from torch import Tensor
 from esparse_lab.errors import InputError
 from esparse_lab.masks import Pattern, Sparsity, Unstructured
 from esparse_lab.methods.method import Choice
+from esparse_lab.methods.triton_limits import runs_in_triton
 
 
 def sweep(
@@ -31,46 +32,76 @@ def sweep(
         raise InputError(f"block must be at least 1 column, got {block}.")
     if isinstance(sparsity, Pattern) and block % sparsity.m:
         raise InputError(f"A block of {block} columns does not hold whole groups of {sparsity.m}.")
-    w = weight.float().clone()
-    u = factor.to(w)
+    w = weight.float().contiguous().clone()
+    u = factor.to(w).contiguous()
     root = channel_saliency.to(w).sqrt()
     group = sparsity.m if isinstance(sparsity, Pattern) else block
-    step = _columns_at_once(group)
     pruned = torch.zeros_like(w)
-    powers = 2.0 ** torch.arange(step, device=w.device)
-    n_channels = w.shape[1]
-    for start in range(0, n_channels, block):
-        end = min(start + block, n_channels)
-        errors = torch.zeros_like(w[:, start:end])
-        of_code = _errors_by_code(u, start, end, step)
-        for left in range(start, end, step):
-            right = min(left + step, end)
-            if (left - start) % group == 0:
-                members = slice(left, min(left + group, end))
-                pruned[:, members] = _pruned(w[:, members] * root[members], sparsity)
-            code = (pruned[:, left:right] @ powers[: right - left]).long()
-            maps = of_code[(left - start) // step][code][:, : right - left, : right - left]
-            error = torch.bmm(w[:, None, left:right], maps)[:, 0]
-            errors[:, left - start : right - start] = error
-            w[:, left:end].addmm_(error, u[left:right, left:end], alpha=-1)
+    eliminate = _eliminate
+    if runs_in_triton(w, block, group):
+        from esparse_lab.methods.kernels import eliminate
+    for start in range(0, w.shape[1], block):
+        end = min(start + block, w.shape[1])
+        if isinstance(sparsity, Unstructured):
+            saliency = (w[:, start:end] * root[start:end]).square()
+            pruned[:, start:end] = ~sparsity.mask(saliency)
+        kept = sparsity.n if isinstance(sparsity, Pattern) else None
+        errors = eliminate(w, u, root, pruned, start, block, group, kept)
         w[:, end:].addmm_(errors, u[start:end, end:], alpha=-1)
     mask = pruned == 0
     return Choice(mask, w.masked_fill_(~mask, 0))
 
 
+def _eliminate(
+    w: Tensor,
+    u: Tensor,
+    root: Tensor,
+    pruned: Tensor,
+    start: int,
+    block: int,
+    group: int,
+    kept: int | None,
+) -> Tensor:
+    """Prune one block of columns of `w` in place; the rows all at once.
+
+    Args:
+        w: weights, float32 [out, in].
+        u: upper triangular factor, float32 [in, in].
+        root: roots of the channels' saliency, float32 [in].
+        pruned: 1.0 where a weight goes, float32 [out, in]: written group by group if `kept` is
+            given, else read.
+        start: first column.
+        block: columns; may reach beyond the last one.
+        group: columns that compete.
+        kept: how many of a group stay, or None.
+
+    Returns:
+        The errors of the block's columns, [out, column].
+    """
+    end = min(start + block, w.shape[1])
+    step = _columns_at_once(group)
+    powers = 2.0 ** torch.arange(step, device=w.device)
+    errors = torch.zeros_like(w[:, start:end])
+    of_code = _errors_by_code(u, start, end, step)
+    for left in range(start, end, step):
+        right = min(left + step, end)
+        if kept is not None and (left - start) % group == 0:
+            members = slice(left, min(left + group, end))
+            saliency = (w[:, members] * root[members]).square()
+            n_pruned = max(0, saliency.shape[1] - kept)
+            worst = saliency.topk(n_pruned, dim=1, largest=False).indices
+            pruned[:, members].scatter_(1, worst, 1.0)
+        code = (pruned[:, left:right] @ powers[: right - left]).long()
+        maps = of_code[(left - start) // step][code][:, : right - left, : right - left]
+        error = torch.bmm(w[:, None, left:right], maps)[:, 0]
+        errors[:, left - start : right - start] = error
+        w[:, left:end].addmm_(error, u[left:right, left:end], alpha=-1)
+    return errors
+
+
 def _columns_at_once(group: int) -> int:
     """The largest divisor of `group` that is at most 8: 2^8 cases of pruned columns are tabled."""
     return max(step for step in range(1, 9) if group % step == 0)
-
-
-def _pruned(saliency: Tensor, sparsity: Sparsity) -> Tensor:
-    """1.0 where a weight of these columns goes, [out, column]; `saliency` may be signed."""
-    squared = saliency.square()
-    if isinstance(sparsity, Unstructured):
-        return (~sparsity.mask(squared)).to(squared)
-    n_pruned = max(0, squared.shape[1] - sparsity.n)
-    worst = squared.topk(n_pruned, dim=1, largest=False).indices
-    return torch.zeros_like(squared).scatter_(1, worst, 1.0)
 
 
 def _errors_by_code(u: Tensor, start: int, end: int, step: int) -> Tensor:
