@@ -41,6 +41,7 @@ def test_walk_reads_what_a_whole_forward_reads(model_type, tokens):
         ("falcon", {"alibi": False}),  # 7B
         ("opt", {"do_layer_norm_before": False}),  # 350m
         ("bloom", {"apply_residual_connection_post_layernorm": True}),
+        ("bloom", {"n_layer": 5}),  # more blocks than hidden states have axes
         ("gpt_neox", {"use_parallel_residual": False}),
         ("qwen2_moe", {"norm_topk_prob": True}),
         ("mixtral", {"_attn_implementation": "eager"}),

@@ -79,6 +79,25 @@ def test_a_traced_family_is_read_and_pruned(config, tokens, monkeypatch):
     assert bool(model(tokens).logits.isfinite().all())
 
 
+class OneOfMany(nn.Module):
+    """An MLP in a list, as experts once were."""
+
+    def __init__(self, mlp: nn.Module):
+        super().__init__()
+        self.experts = nn.ModuleList([mlp])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.experts[0](x)
+
+
+def test_a_list_inside_a_block_is_no_list_of_blocks(tiny_llama):
+    for block in tiny_llama.model.layers:
+        block.mlp = OneOfMany(block.mlp)
+    blocks = discover_blocks(tiny_llama)
+    assert [block.name for block in blocks] == [f"model.layers.{index}" for index in range(3)]
+    assert blocks[2].groups[3].name == "model.layers.2.mlp.experts.0.down_proj"
+
+
 def fails(model, message: str) -> None:
     model.config.model_type = "unheard_of"
     with pytest.raises(EsparseError, match=f"'unheard_of' are not described.*{message}"):
