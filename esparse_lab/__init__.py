@@ -9,6 +9,13 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
+    "allocation": [
+        "ALLOCATIONS",
+        "Allocation",
+        "HessianSensitivity",
+        "OutlierShare",
+        "Uniform",
+    ],
     "architectures": ["find_layer", "prunable_layers"],
     "capture": ["collect_layer_stats", "layer_inputs"],
     "channel_stats": ["LayerStats", "Needs"],
@@ -43,6 +50,7 @@ _HOME = {
     "pruning": ["PrunedLayer", "Recipe", "prune_model"],
     "reconstruction": ["Reconstruction"],
     "run_record": ["Run"],
+    "sensitivity": ["hessian_traces", "outlier_shares"],
 }
 """Which module each public name lives in."""
 

@@ -139,7 +139,7 @@ def layer_sparsities(
     blocks = transformer_blocks(model)
     if recipe.allocation is None:
         return {name: recipe.pattern for block in blocks for name in block.layers}
-    return recipe.allocation.assign(model, tokens, recipe.method)
+    return recipe.allocation.assign(model, tokens)
 
 
 def prune_block(
