@@ -93,6 +93,17 @@ def test_no_step_raises_the_error(problem):
         last = error
 
 
+def test_it_arrives_in_as_many_steps_as_a_row_has_kept_weights():
+    # What sets conjugate gradients apart from steepest descent.
+    weight, activations = layer_case(seed=7, rows=8)
+    mask = Pattern(2, 4).mask(weight.abs())
+    h = damped_hessian(activations, 0.0)
+    solve = Reconstruction(damping=0.0, steps=12, tolerance=0.0).solve
+    found = row_errors(weight, solve(weight, mask, LayerStats.of(activations)), h)
+    least = row_errors(weight, solved_by_numpy(weight, mask, h), h)
+    assert (found <= least * (1 + 1e-5)).all()
+
+
 def test_a_full_mask_leaves_the_weights():
     weight, activations = layer_case(seed=4)
     full = torch.ones_like(weight, dtype=torch.bool)
