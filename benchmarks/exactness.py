@@ -51,7 +51,6 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from esparse_lab import Recipe, prunable_layers, prune_model
-from esparse_lab.allocation import Allocation
 from esparse_lab.masks import Pattern, Sparsity, parse_sparsity
 from esparse_lab.methods import METHODS
 
@@ -242,12 +241,12 @@ def run_theirs(
 
 
 @dataclass(frozen=True)
-class MlpAlone(Allocation):
-    """Attention stays dense, as in DaSS's code."""
+class MlpAlone:
+    """An allocation that leaves attention dense, as DaSS's code does."""
 
     sparsity: Sparsity
 
-    def assign(self, model, tokens, method) -> dict[str, Sparsity | None]:
+    def assign(self, model: LlamaForCausalLM, tokens: Tensor) -> dict[str, Sparsity | None]:
         """The sparsity for MLPs, None for the rest."""
         return {n: self.sparsity if ".mlp." in n else None for n in prunable_layers(model)}
 
