@@ -50,6 +50,7 @@ _HOME = {
     "pruning": ["PrunedLayer", "Recipe", "prune_model"],
     "reconstruction": ["Reconstruction"],
     "run_record": ["Run"],
+    "streaming": ["prune_checkpoint"],
     "sensitivity": ["hessian_traces", "outlier_shares"],
 }
 """Which module each public name lives in."""

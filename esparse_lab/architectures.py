@@ -43,6 +43,8 @@ class Architecture:
         mlps: each block has one or more of these; models with experts mix kinds of blocks.
         experts: path of the module that stacks experts, in blocks that have them.
         returns: items of the tuple that a block returns; 0 if it returns hidden states bare.
+        plain_residual: attention's last layer and the MLP's each add their output to the residual
+            stream, one after the other, and no norm or factor stands between.
     """
 
     family: str
@@ -52,6 +54,7 @@ class Architecture:
     mlps: tuple[MLP, ...]
     experts: str | None = None
     returns: int = 0
+    plain_residual: bool = False
 
 
 def _gated(path: str) -> MLP:
@@ -59,14 +62,15 @@ def _gated(path: str) -> MLP:
 
 
 _LLAMA = Architecture(
-    family="Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3",
-    model_types=("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
+    family="Llama, Mistral, Qwen 2 and 3, Gemma",
+    model_types=("llama", "mistral", "qwen2", "qwen3", "gemma"),
     blocks="model.layers",
     attention=(
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         ("self_attn.o_proj",),
     ),
     mlps=(_gated("mlp"),),
+    plain_residual=True,
 )
 _NEOX = Architecture(
     family="GPT-NeoX, Pythia",
@@ -79,9 +83,16 @@ ARCHITECTURES = (
     _LLAMA,
     replace(
         _LLAMA,
+        family="Gemma 2 and 3",
+        model_types=("gemma2", "gemma3_text"),
+        plain_residual=False,
+    ),
+    replace(
+        _LLAMA,
         family="Gemma 3 with images (its text model)",
         model_types=("gemma3",),
         blocks="model.language_model.layers",
+        plain_residual=False,
     ),
     replace(
         _LLAMA,
@@ -113,6 +124,7 @@ ARCHITECTURES = (
         blocks="transformer.h",
         attention=(("attn.c_attn",), ("attn.c_proj",)),
         mlps=(MLP(("mlp.c_fc",), "mlp.c_proj"),),
+        plain_residual=True,
     ),
     _NEOX,
     # Attention and MLP of Falcon read one activation in some models and two in others: two groups
@@ -146,16 +158,17 @@ def transformer_blocks(model: PreTrainedModel) -> list[Block]:
     architecture = find_architecture(model)
     if architecture is None:
         return discover_blocks(model)
-    blocks = model.get_submodule(architecture.blocks)
-    return [
-        Block(
-            name := f"{architecture.blocks}.{index}",
-            module,
-            tuple(_groups(architecture, name, module)),
-            architecture.returns,
-        )
-        for index, module in enumerate(blocks)
-    ]
+    blocks = []
+    for index, module in enumerate(model.get_submodule(architecture.blocks)):
+        name = f"{architecture.blocks}.{index}"
+        groups = tuple(_groups(architecture, name, module))
+        before_mlp = len(architecture.attention)
+        # With experts, or several MLPs, what a layer returns is weighted before it is added.
+        one_mlp = len(groups) == before_mlp + 2
+        outs = (before_mlp - 1, before_mlp + 1 if one_mlp else None)
+        plain = outs if architecture.plain_residual else (None, None)
+        blocks.append(Block(name, module, groups, architecture.returns, *plain))
+    return blocks
 
 
 def _groups(architecture: Architecture, block: str, module: nn.Module) -> list[InputGroup]:

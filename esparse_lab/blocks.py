@@ -86,12 +86,17 @@ class Block:
         module: the block itself.
         groups: for each activation that linear layers read, those layers.
         returns: items of the tuple that it returns, hidden states first; 0 if it returns them bare.
+        attention_out: number of the group whose output is added to what the block reads; None where
+            more than an addition happens to it, or where it is not known.
+        mlp_out: number of the group whose output is added last, likewise.
     """
 
     name: str
     module: nn.Module
     groups: tuple[InputGroup, ...]
     returns: int = 0
+    attention_out: int | None = None
+    mlp_out: int | None = None
 
     @property
     def layers(self) -> dict[str, WeightMatrix]:

@@ -4,7 +4,7 @@ Hooks come off whatever happens. Only one block's activations are held at a time
 states that travel from block to block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -37,43 +37,57 @@ class BlockWalk:
 
     Attributes:
         blocks: the model's blocks, in order.
-        hidden: what the next block reads, one [sequence, position, channel] tensor a batch.
+        hidden: what the next block reads, one [sequence, position, channel] tensor a batch; on any
+            device, or in a mapped file.
         arguments: the other arguments of each block (masks, positions), one list a batch. Batches
             whose arguments are equal share them, so they take the memory of one.
         length: positions of a sequence.
+        device: where blocks run.
+        keep: copies a batch of hidden states to where it lives between blocks.
     """
 
     blocks: list[Block]
     hidden: list[Tensor]
     arguments: list[list[Arguments]]
     length: int
+    device: torch.device
+    keep: Callable[[Tensor], Tensor]
 
     @classmethod
     @torch.no_grad()
-    def start(cls, model: PreTrainedModel, tokens: Tensor) -> "BlockWalk":
+    def start(
+        cls,
+        model: PreTrainedModel,
+        tokens: Tensor,
+        keep: Callable[[Tensor], Tensor] = torch.clone,
+    ) -> "BlockWalk":
         """Embed `tokens`, int64 [sequence, position], and learn how the model calls its blocks."""
         check_tokens(model, tokens)
         blocks = transformer_blocks(model)
         hidden, arguments = [], []
         for batch in tokens.split(sequences_at_once(model, tokens)):
             first, own = _block_calls(model, blocks, batch.to(model.device))
-            hidden.append(first)
+            hidden.append(keep(first))
             arguments.append(next((other for other in arguments if _equal(other, own)), own))
-        return cls(blocks, hidden, arguments, tokens.shape[1])
+        return cls(blocks, hidden, arguments, tokens.shape[1], model.device, keep)
 
     @torch.no_grad()
+    def run_batch(self, index: int, number: int) -> Tensor:
+        """What block `index` returns for batch `number` of `hidden`."""
+        positional, keywords = self.arguments[number][index]
+        block = self.blocks[index].module
+        out = block(self.hidden[number].to(self.device), *positional, **keywords)
+        return out[0] if isinstance(out, tuple) else out
+
     def run(self, index: int) -> Iterator[Tensor]:
         """Run block `index` on each batch of `hidden`; yields what it returns, batch by batch."""
-        block = self.blocks[index].module
-        for batch, of_blocks in zip(self.hidden, self.arguments, strict=True):
-            positional, keywords = of_blocks[index]
-            out = block(batch, *positional, **keywords)
-            yield out[0] if isinstance(out, tuple) else out
+        for number in range(len(self.hidden)):
+            yield self.run_batch(index, number)
 
     def advance(self, index: int) -> None:
         """Move on from block `index` as it is now: what it returns is what the next one reads."""
         for number, out in enumerate(self.run(index)):
-            self.hidden[number] = out
+            self.hidden[number].copy_(out)
 
 
 def sequences_at_once(model: PreTrainedModel, tokens: Tensor) -> int:
@@ -169,9 +183,13 @@ def on_input(group: InputGroup, length: int, receive) -> Iterator[None]:
 
 
 def block_stats(
-    walk: BlockWalk, index: int, needs: Needs, returned: list[Tensor] | None = None
+    walk: BlockWalk,
+    index: int,
+    needs: Needs,
+    returned: list[Tensor] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> dict[str, LayerStats]:
-    """Statistics of every layer of block `index`.
+    """Statistics of the layers of block `index`.
 
     Layers that read the same activation share one `LayerStats`.
 
@@ -180,33 +198,54 @@ def block_stats(
         index: of the block.
         needs: what to measure.
         returned: takes what the block returned for each batch, if given.
+        numbers: of the groups that are wanted; None for all.
     """
-    groups = walk.blocks[index].groups
-    gathered = [StatsAccumulator(group.name, needs, walk.length) for group in groups]
+    gathered = accumulators(walk, index, needs, numbers)
     with ExitStack() as hooks:
-        for group, accumulator in zip(groups, gathered, strict=True):
+        for number, accumulator in gathered.items():
+            group = walk.blocks[index].groups[number]
             hooks.enter_context(on_input(group, walk.length, accumulator.add))
         for out in walk.run(index):
             if returned is not None:
                 returned.append(out)
-    again = [(g, a.add_again) for g, a in zip(groups, gathered, strict=True) if a.wants_again]
+    return finished_stats(walk, index, needs, gathered)
+
+
+def accumulators(
+    walk: BlockWalk, index: int, needs: Needs, numbers: Sequence[int] | None = None
+) -> dict[int, StatsAccumulator]:
+    """What gathers the statistics of the groups of a block, by their number; None for all."""
+    groups = walk.blocks[index].groups
+    wanted = set(range(len(groups)) if numbers is None else numbers)
+    if needs.output_norm:
+        wanted |= {groups[n].feeds for n in wanted if groups[n].feeds is not None}
+    return {n: StatsAccumulator(groups[n].name, needs, walk.length) for n in sorted(wanted)}
+
+
+def finished_stats(
+    walk: BlockWalk, index: int, needs: Needs, gathered: dict[int, StatsAccumulator]
+) -> dict[str, LayerStats]:
+    """The statistics of what was gathered, by layer; runs the block again where one wants it."""
+    groups = walk.blocks[index].groups
+    again = {n: gathered[n].add_again for n in gathered if gathered[n].wants_again}
     if again:
         with ExitStack() as hooks:
-            for group, receive in again:
-                hooks.enter_context(on_input(group, walk.length, receive))
+            for number, receive in again.items():
+                hooks.enter_context(on_input(groups[number], walk.length, receive))
             for _ in walk.run(index):
                 pass
-    finished = [
-        accumulator.finish(group.layers[group.name].weight.shape[1])
-        for group, accumulator in zip(groups, gathered, strict=True)
-    ]
-    return merge_names(
-        (group.layers, _with_output_norm(group, own, finished) if needs.output_norm else own)
-        for group, own in zip(groups, finished, strict=True)
-    )
+    of_group = {
+        n: accumulator.finish(groups[n].layers[groups[n].name].weight.shape[1])
+        for n, accumulator in gathered.items()
+    }
+    if needs.output_norm:
+        of_group = {n: _with_output_norm(groups[n], s, of_group) for n, s in of_group.items()}
+    return merge_names((groups[n].layers, stats) for n, stats in of_group.items())
 
 
-def _with_output_norm(group: InputGroup, own: LayerStats, of_block: list[LayerStats]) -> LayerStats:
+def _with_output_norm(
+    group: InputGroup, own: LayerStats, of_block: dict[int, LayerStats]
+) -> LayerStats:
     """`own`, with the norms that the group's outputs have after the activation function."""
     if group.feeds is None:
         return own

@@ -11,7 +11,7 @@ from esparse_lab.errors import EsparseError
 
 # Bytes of one layer's input that may be held until its range is known. What is larger is read in a
 # second pass over the block, which costs one more forward and no memory.
-HELD_AT_MOST = {"cpu": 1 << 30, "cuda": 2 << 30}
+HELD_AT_MOST = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class LayerStats:
             SparseGPT's Hessian is twice this.
         output_norm: for a layer that an MLP's activation function follows, the norm of each
             product that its outputs make, [out], in the convention of `norm`; else None.
+        cross: mean over sequences of Z^T X, Z what the layer reads in the dense model, [in, in]; or
+            None where nothing is matched to the dense model.
+        drift: mean over sequences of D^T X, D what must be added to the output beside W Z to bring
+            the residual stream back to the dense model's, [out, in]; or None.
     """
 
     norm: Tensor
@@ -55,6 +59,8 @@ class LayerStats:
     n_sequences: float
     gram: Tensor | None = None
     output_norm: Tensor | None = None
+    cross: Tensor | None = None
+    drift: Tensor | None = None
 
     @classmethod
     def of(
@@ -76,8 +82,11 @@ class LayerStats:
             for name in ("norm", "entropy", "low", "high")
             for value in [getattr(self, name)]
         }
-        gram = None if self.gram is None else self.gram[index][:, index]
-        return replace(self, **channels, gram=gram)
+        for name in ("gram", "cross"):
+            value = getattr(self, name)
+            channels[name] = None if value is None else value[index][:, index]
+        drift = None if self.drift is None else self.drift[:, index]
+        return replace(self, **channels, drift=drift)
 
 
 class StatsAccumulator:
@@ -116,7 +125,7 @@ class StatsAccumulator:
         self._squares = squares if self._squares is None else self._squares.add_(squares)
         self._n_tokens += batch.shape[:-1].numel()
         if self.needs.gram:
-            product = _gram(batch.flatten(0, -2))
+            product = inner_products(batch, batch)
             self._gram = product if self._gram is None else self._gram.add_(product)
         if self._counter is not None:
             self._add_range(self._seen(batch))
@@ -134,7 +143,7 @@ class StatsAccumulator:
         if self._held is not None:
             self._held.append(values)
             self._held_bytes += values.nbytes
-            too_much = self._held_bytes > HELD_AT_MOST.get(values.device.type, 1 << 30)
+            too_much = self._held_bytes > HELD_AT_MOST
             if too_much and not quantiles:
                 self._held = None
 
@@ -185,13 +194,13 @@ class StatsAccumulator:
         return self._counter.finish()
 
 
-def _gram(x: Tensor) -> Tensor:
-    """X^T X of `x` [token, in], float32 [in, in], summed in float32 or better."""
-    if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16):
+def inner_products(a: Tensor, b: Tensor) -> Tensor:
+    """A^T B of [.., token, a] and [.., token, b], summed in float32 or better, [a, b]."""
+    a, b = a.flatten(0, -2), b.flatten(0, -2)
+    if a.is_cuda and a.dtype == b.dtype and a.dtype in (torch.float16, torch.bfloat16):
         # Tensor cores multiply halves exactly and sum in float32: nothing is lost by not widening.
-        return torch.mm(x.T, x, out_dtype=torch.float32)
-    x = x.float()
-    return x.T @ x
+        return torch.mm(a.T, b, out_dtype=torch.float32)
+    return a.float().T @ b.float()
 
 
 def merge_names(stats: Iterable[tuple[Iterable[str], LayerStats]]) -> dict[str, LayerStats]:

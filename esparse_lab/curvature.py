@@ -30,6 +30,26 @@ def hessian(stats: LayerStats, damping: float) -> Tensor:
     return damped
 
 
+def aim(weight: Tensor, stats: LayerStats, curvature: Tensor) -> Tensor:
+    """What W' H is for the best unrestricted W', [out, in]: W H, so that W' = W.
+
+    Where the statistics are matched to the dense model, the best W' is the one whose output on what
+    the layer now reads comes nearest to what the dense model has in its place.
+
+    Args:
+        weight: of the dense layer, [out, in].
+        stats: of what it reads.
+        curvature: from `hessian` of the same statistics; its damping pulls W' towards W.
+    """
+    if stats.cross is None:
+        return weight @ curvature
+    damping = curvature.diagonal() - 2 * stats.gram.diagonal()
+    wanted = weight @ stats.cross
+    if stats.drift is not None:
+        wanted += stats.drift
+    return 2 * wanted + weight * damping
+
+
 def inverse_factor(curvature: Tensor) -> Tensor:
     """Upper triangular U with U^T U the inverse of `curvature` [in, in].
 

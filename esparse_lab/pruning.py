@@ -22,8 +22,9 @@ from esparse_lab.masks import Pattern, Sparsity
 from esparse_lab.methods import Choice, Magnitude, PruningMethod
 from esparse_lab.permutation import ChannelOrder, OrderSearch, search_order
 from esparse_lab.reconstruction import Reconstruction
+from esparse_lab.twin import DenseTwin, matched_stats
 
-Calibration = Literal["sequential", "dense"]
+Calibration = Literal["sequential", "dense", "layerwise", "matched"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,10 @@ class Recipe:
         search: orders the channels first; None keeps their order. For N:M alone: without groups an
             order changes nothing.
         calibration: "sequential" takes a block's statistics from inputs that the pruned blocks
-            before it produced, as Wanda and SparseGPT do; "dense" from the unpruned model.
+            before it produced, as Wanda and SparseGPT do; "dense" from the unpruned model;
+            "layerwise" also from the pruned layers before it in its own block (SparseGPT's
+            --true_sequential); "matched" as layerwise, and what solves for weights or masks
+            (`reconstruct`, mask descent) aims at what the dense model has in the layer's place.
         reconstruct: solves for the kept weights of the mask; None leaves them as the method does.
         allocation: gives each layer a sparsity of its own; None gives all of them `pattern`.
     """
@@ -125,11 +129,17 @@ def prune_model(
         if tokens is None:
             raise InputError(f"{recipe.method} needs calibration tokens, got None.")
         walk = BlockWalk.start(model, tokens)
+    twin = twin_of(walk, recipe)
     sparsities = layer_sparsities(model, tokens, recipe)
     pruned: list[PrunedLayer] = []
     for index in tqdm(range(len(blocks)), "pruning", unit="block", disable=not progress):
-        pruned += prune_block(blocks[index], walk, index, recipe, sparsities)
+        pruned += prune_block(blocks[index], walk, twin, index, recipe, sparsities)
     return pruned
+
+
+def twin_of(walk: BlockWalk | None, recipe: Recipe) -> DenseTwin | None:
+    """The dense model's run beside `walk`, where the recipe matches layers to it."""
+    return DenseTwin.of(walk) if walk is not None and recipe.calibration == "matched" else None
 
 
 def layer_sparsities(
@@ -145,23 +155,33 @@ def layer_sparsities(
 def prune_block(
     block: Block,
     walk: BlockWalk | None,
+    twin: DenseTwin | None,
     index: int,
     recipe: Recipe,
     sparsities: dict[str, Sparsity | None],
 ) -> list[PrunedLayer]:
-    """Prune block number `index` in place and move the walk on to the next one."""
+    """Prune block number `index` in place and move the walks on to the next one."""
     stats: dict[str, LayerStats] = {}
     dense_outputs: list[Tensor] | None = [] if recipe.calibration == "dense" else None
-    if walk is not None:
+    if walk is not None and recipe.calibration in ("sequential", "dense"):
         stats = block_stats(walk, index, recipe.needs, dense_outputs)
+    if twin is not None:
+        twin.enter(index)
     pruned = []
-    for group in block.groups:
+    for number, group in enumerate(block.groups):
+        if twin is not None:
+            stats = matched_stats(walk, twin, index, number, recipe.needs)
+        elif walk is not None and recipe.calibration == "layerwise":
+            stats = block_stats(walk, index, recipe.needs, numbers=[number])
         pruned += _prune_group(group, stats, recipe, sparsities)
     if walk is not None and index + 1 < len(walk.blocks):
-        if dense_outputs is not None:
-            walk.hidden = dense_outputs
-        else:
+        if twin is not None:
+            twin.advance(index)
+        if dense_outputs is None:
             walk.advance(index)
+        else:
+            for batch, out in zip(walk.hidden, dense_outputs, strict=True):
+                batch.copy_(out)
     return pruned
 
 

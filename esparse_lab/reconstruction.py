@@ -1,7 +1,7 @@
 """The kept weights of a finished mask, solved for: least squares against the dense layer's output.
 
 Per row: min |(w - w') X|^2 over w' that are zero outside the mask, so (w' H)_S = (w H)_S on the
-kept channels S.
+kept channels S. With statistics matched to the dense model, `curvature.aim` stands in for w H.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from esparse_lab.channel_stats import LayerStats
-from esparse_lab.curvature import check_damping, hessian
+from esparse_lab.curvature import aim, check_damping, hessian
 from esparse_lab.errors import InputError
 
 
@@ -47,7 +47,7 @@ class Reconstruction:
         # Each row is a system of its own; the diagonal is a good preconditioner because what makes
         # the Hessian ill-conditioned is that some channels are far louder than others.
         easing = 1 / h.diagonal()
-        gradient = ((dense - solved) @ h) * mask
+        gradient = (aim(dense, stats, h) - solved @ h) * mask
         direction = gradient * easing
         slope = (gradient * direction).sum(dim=1, keepdim=True)
         goal = slope * self.tolerance**2

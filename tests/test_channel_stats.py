@@ -79,7 +79,7 @@ def test_an_expert_counts_its_tokens_as_parts_of_sequences(activations):
 
 @pytest.mark.parametrize("bin_range", ["channel", "layer", "percentile"])
 def test_what_is_too_large_to_hold_is_read_twice(activations, bin_range, monkeypatch):
-    monkeypatch.setitem(channel_stats.HELD_AT_MOST, "cpu", 600)
+    monkeypatch.setattr(channel_stats, "HELD_AT_MOST", 600)
     histogram = Histogram(bin_range=bin_range, skip_first=True)
     stats = StatsAccumulator("layer", Needs(histogram), 16)
     for sequence in activations:

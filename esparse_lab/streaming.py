@@ -1,0 +1,347 @@
+"""Prune a checkpoint that does not fit the device: blocks come in and go out one at a time.
+
+Never more than one block's weights are in memory, beside the embedding. A run that is stopped goes
+on at the first block it had not finished: the finished ones are read back and run, which gives the
+same hidden states bit for bit.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.std import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from esparse_lab.architectures import transformer_blocks
+from esparse_lab.atomic import write_atomically
+from esparse_lab.capture import BlockWalk
+from esparse_lab.corpora import tokens_sha256
+from esparse_lab.errors import EsparseError, InputError, unknown
+from esparse_lab.pruning import PrunedLayer, Recipe, layer_sparsities, prune_block, twin_of
+
+Place = Literal["device", "cpu", "disk"]
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors in safetensors files, read one by one.
+
+    Attributes:
+        folder: where they lie, for messages.
+        files: which file holds each tensor.
+    """
+
+    folder: Path
+    files: dict[str, Path]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Checkpoint":
+        """The checkpoint that `save_pretrained` wrote to `folder`."""
+        if (folder / _INDEX).is_file():
+            names = json.loads((folder / _INDEX).read_text())["weight_map"]
+            # Only the file's own name: an index must not lead out of its folder.
+            return cls(folder, {name: folder / Path(file).name for name, file in names.items()})
+        if (folder / _WEIGHTS).is_file():
+            return cls(folder, dict.fromkeys(_names(folder / _WEIGHTS), folder / _WEIGHTS))
+        raise InputError(
+            f"{folder} has no {_WEIGHTS} and no {_INDEX}. Streaming reads a folder that "
+            "save_pretrained wrote."
+        )
+
+    def fill(self, module: nn.Module, prefix: str, device: torch.device, dtype: torch.dtype):
+        """Give `module`, whose parameters are on no device, its weights.
+
+        Args:
+            module: its own and its children's parameters are filled.
+            prefix: the module's path in the model, with a dot, or "".
+            device: where they go.
+            dtype: what they become.
+
+        Raises:
+            EsparseError: if a tensor is missing, has another shape or holds NaN or infinity.
+        """
+        for name, parameter in list(module.named_parameters()):
+            path, _, leaf = name.rpartition(".")
+            tensor = self.read(prefix + name).to(device, dtype)
+            if tensor.shape != parameter.shape:
+                raise EsparseError(
+                    f"{prefix}{name} is {list(tensor.shape)} in {self.folder}, the model expects "
+                    f"{list(parameter.shape)}: its config.json belongs to another model."
+                )
+            filled = nn.Parameter(tensor, requires_grad=False)
+            module.get_submodule(path)._parameters[leaf] = filled
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, in the dtype of the file."""
+        if name not in self.files:
+            near = sorted(self.files)[:3]
+            raise EsparseError(
+                f"{self.folder} has no tensor {name}; it has {', '.join(near)} ... Streaming needs "
+                "tensors under the model's own names. Load the model whole and save it with "
+                "save_pretrained, or prune it in memory."
+            )
+        try:
+            with safe_open(self.files[name], "pt") as file:
+                return file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise EsparseError(f"{self.files[name]} cannot be read: {error}.") from error
+
+
+def _names(path: Path) -> list[str]:
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
+
+
+@torch.no_grad()
+def prune_checkpoint(
+    source: Path,
+    out: Path,
+    tokens: Tensor | None,
+    recipe: Recipe,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float16,
+    activations: Place = "device",
+    progress: bool = True,
+    after_block: Callable[[int], None] | None = None,
+) -> list[dict]:
+    """Prune the model in `source` into the new folder `out`, block by block.
+
+    What is finished lies in a folder beside `out` whose name ends in ".partial"; the same call
+    takes it up again. The pruned model is an ordinary transformers folder (zeros stored as such)
+    with pruned.json, one record a layer, and orders.safetensors, the channel orders.
+
+    Args:
+        source: a folder that `save_pretrained` wrote.
+        out: the folder to make; must not exist.
+        tokens: calibration tokens, int64 [sequence, position]; None for a recipe without needs.
+        recipe: what to do. An allocation that measures the whole model first cannot be streamed.
+        device: where blocks run.
+        dtype: of the weights that run and of those that are written.
+        activations: where hidden states live between blocks: on the device, in CPU memory, or in
+            files under the partial folder.
+        progress: show a bar, one step a block.
+        after_block: called with the number of each block that is finished.
+
+    Returns:
+        What each layer's record in pruned.json holds.
+
+    Raises:
+        InputError: for a folder that cannot be used, or a partial folder of another run.
+        EsparseError: as `prune_model`.
+    """
+    if activations not in get_args(Place):
+        raise unknown("place of activations", activations, get_args(Place))
+    if out.exists():
+        raise InputError(f"{out} exists already. Choose another folder.")
+    checkpoint = Checkpoint.open(source)
+    partial = out.with_name(f"{out.name}.partial")
+    _open_run(partial, source, checkpoint, tokens, recipe, f"{dtype} on {device}")
+    device = torch.device(device)
+    model = _skeleton(source, dtype)
+    inside = {id(p) for block in transformer_blocks(model) for p in block.module.parameters()}
+    _fill_outside_blocks(model, checkpoint, inside, device, dtype)
+    sparsities = layer_sparsities(model, tokens, recipe)
+    walk = None
+    if recipe.needs is not None:
+        if tokens is None:
+            raise InputError(f"{recipe.method} needs calibration tokens, got None.")
+        walk = BlockWalk.start(model, tokens, _keeper(activations, partial))
+    twin = twin_of(walk, recipe)
+    blocks = transformer_blocks(model)
+    records: list[dict] = []
+    for index in tqdm(range(len(blocks)), "pruning", unit="block", disable=not progress):
+        block, done = blocks[index], partial / f"block-{index:05}.json"
+        prefix = f"{block.name}."
+        if done.is_file():
+            records += json.loads(done.read_text())
+            dense = twin.walk if twin is not None else walk
+            if dense is not None and recipe.calibration in ("dense", "matched"):
+                checkpoint.fill(block.module, prefix, device, dtype)
+                dense.advance(index)
+            if walk is not None and recipe.calibration != "dense":
+                shard = partial / f"block-{index:05}.safetensors"
+                finished = Checkpoint(partial, dict.fromkeys(_names(shard), shard))
+                finished.fill(block.module, prefix, device, dtype)
+                walk.advance(index)
+        else:
+            checkpoint.fill(block.module, prefix, device, dtype)
+            pruned = prune_block(block, walk, twin, index, recipe, sparsities)
+            records += _write_block(partial, index, prefix, block.module, pruned)
+        block.module.to("meta")
+        if after_block is not None:
+            after_block(index)
+    _finish(partial, out, source, checkpoint, model, inside, len(blocks), dtype)
+    return records
+
+
+def _skeleton(source: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a folder with real buffers and no weights."""
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}/config.json cannot be used: {error}") from error
+    with _parameters_on_meta():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    return model.eval()
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """While open, new modules get parameters without memory; their buffers are real."""
+    register = nn.Module.register_parameter
+
+    def without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = without_memory
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+def _fill_outside_blocks(
+    model: PreTrainedModel,
+    checkpoint: Checkpoint,
+    inside: set[int],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Give everything that runs before the blocks its weights: all but blocks and output head."""
+    head = model.get_output_embeddings()
+    skipped = inside | {id(p) for p in head.parameters()} if head is not None else inside
+    embedding = {id(p) for p in model.get_input_embeddings().parameters()}
+    for name, module in model.named_modules():
+        own = [p for p in module.parameters(recurse=False)]
+        if own and (not skipped & {id(p) for p in own} or embedding & {id(p) for p in own}):
+            checkpoint.fill(module, f"{name}.", device, dtype)
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = buffer.to(device)
+
+
+def _keeper(activations: Place, partial: Path) -> Callable[[Tensor], Tensor]:
+    """What puts a batch of hidden states where it lives between blocks."""
+    if activations == "device":
+        return torch.clone
+    if activations == "cpu":
+        return lambda hidden: hidden.to("cpu", copy=True)
+    places = iter(range(1 << 30))
+
+    def to_file(hidden: Tensor) -> Tensor:
+        path = partial / f"hidden-{next(places):05}.bin"
+        path.unlink(missing_ok=True)
+        mapped = torch.from_file(str(path), shared=True, size=hidden.numel(), dtype=hidden.dtype)
+        return mapped.view(hidden.shape).copy_(hidden)
+
+    return to_file
+
+
+def _open_run(
+    partial: Path,
+    source: Path,
+    checkpoint: Checkpoint,
+    tokens: Tensor | None,
+    recipe: Recipe,
+    how: str,
+) -> None:
+    """Make the partial folder, or see that it belongs to this very run."""
+    files = sorted(set(checkpoint.files.values()))
+    run = {
+        "files": {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in files},
+        "config": (source / "config.json").read_text() if (source / "config.json").exists() else "",
+        "tokens": None if tokens is None else tokens_sha256(tokens),
+        "recipe": repr(recipe),
+        "how": how,
+    }
+    if (partial / _RUN).is_file():
+        if json.loads((partial / _RUN).read_text()) != run:
+            raise InputError(
+                f"{partial} holds the unfinished run of another recipe, model, text or device. "
+                "Delete it to start anew, or choose another folder."
+            )
+    else:
+        write_atomically(partial / _RUN, json.dumps(run))
+
+
+def _write_block(
+    partial: Path, index: int, prefix: str, module: nn.Module, pruned: list[PrunedLayer]
+) -> list[dict]:
+    """Save a pruned block; its record, written last, says that it is finished."""
+    weights = {prefix + n: p.detach().cpu().contiguous() for n, p in module.named_parameters()}
+    save_file(weights, partial / f"block-{index:05}.safetensors", metadata={"format": "pt"})
+    orders = {p.name: p.order.index.cpu().clone() for p in pruned if p.order is not None}
+    save_file(orders, partial / f"orders-{index:05}.safetensors")
+    records = [
+        {
+            "name": layer.name,
+            "sparsity": None if layer.sparsity is None else str(layer.sparsity),
+            "group_axis": layer.group_axis,
+            "kept": int(layer.mask.sum()),
+            "weights": layer.mask.numel(),
+            "retained_share": layer.retained_share,
+            "output_error": layer.output_error,
+            "n_tokens": layer.n_tokens,
+            "seconds": layer.seconds,
+        }
+        for layer in pruned
+    ]
+    write_atomically(partial / f"block-{index:05}.json", json.dumps(records))
+    return records
+
+
+def _finish(
+    partial: Path,
+    out: Path,
+    source: Path,
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    inside: set[int],
+    n_blocks: int,
+    dtype: torch.dtype,
+) -> None:
+    """Turn the partial folder into a transformers folder and give it its name."""
+    in_blocks = {f"{block.name}." for block in transformer_blocks(model)}
+    rest = {
+        name: checkpoint.read(name)
+        for name in checkpoint.files
+        if not any(name.startswith(prefix) for prefix in in_blocks)
+    }
+    rest = {n: t.to(dtype) if t.is_floating_point() else t for n, t in rest.items()}
+    save_file(rest, partial / "outside-blocks.safetensors", metadata={"format": "pt"})
+    weight_map, orders, records = dict.fromkeys(rest, "outside-blocks.safetensors"), {}, []
+    for index in range(n_blocks):
+        shard = f"block-{index:05}.safetensors"
+        weight_map |= dict.fromkeys(_names(partial / shard), shard)
+        with safe_open(partial / f"orders-{index:05}.safetensors", "pt") as file:
+            orders |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        records += json.loads((partial / f"block-{index:05}.json").read_text())
+    size = sum(path.stat().st_size for path in partial.glob("*.safetensors"))
+    if orders:
+        save_file(orders, partial / "orders.safetensors")
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    write_atomically(partial / _INDEX, json.dumps(index, indent=1))
+    write_atomically(partial / "pruned.json", json.dumps(records, indent=1))
+    model.config.save_pretrained(partial)
+    for path in source.iterdir():
+        kept = path.suffix in (".json", ".model", ".txt", ".jinja") and path.name != _INDEX
+        if kept and path.is_file() and not (partial / path.name).exists():
+            write_atomically(partial / path.name, path.read_bytes())
+    for pattern in ("orders-*.safetensors", "block-*.json", "hidden-*.bin", _RUN):
+        for path in partial.glob(pattern):
+            path.unlink()
+    partial.rename(out)

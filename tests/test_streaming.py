@@ -1,0 +1,165 @@
+"""Streaming gives, bit for bit, what pruning in memory gives, also after a kill."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import random_model
+from transformers import AutoModelForCausalLM
+
+from esparse_lab import (
+    ESparse,
+    EsparseError,
+    GlobalShuffle,
+    InputError,
+    Magnitude,
+    MaskDescent,
+    Pattern,
+    Recipe,
+    Reconstruction,
+    Wanda,
+    prune_checkpoint,
+    prune_model,
+)
+
+PATTERN = Pattern(2, 4)
+RECIPE = Recipe(ESparse(), PATTERN, GlobalShuffle())
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "dense"
+    random_model("llama").save_pretrained(folder)
+    return folder
+
+
+def stream(source, out, tokens, recipe=RECIPE, **settings):
+    return prune_checkpoint(
+        source, out, tokens, recipe, dtype=torch.float32, progress=False, **settings
+    )
+
+
+def assert_same_weights(folder, model):
+    there = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, there[name]), name
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi3", "opt", "gpt2", "bloom"])
+def test_streamed_equals_in_memory(model_type, tokens, tmp_path):
+    model = random_model(model_type)
+    model.save_pretrained(tmp_path / "dense")
+    records = stream(tmp_path / "dense", tmp_path / "out", tokens)
+    layers = prune_model(model, tokens, RECIPE, progress=False)
+    assert_same_weights(tmp_path / "out", model)
+    assert [r["name"] for r in records] == [layer.name for layer in layers]
+    assert json.loads((tmp_path / "out" / "pruned.json").read_text()) == records
+    orders = load_file(tmp_path / "out" / "orders.safetensors")
+    assert all(torch.equal(orders[layer.name], layer.order.index) for layer in layers)
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("activations", ["cpu", "disk"])
+def test_where_activations_live_changes_nothing(source, tokens, tmp_path, activations):
+    stream(source, tmp_path / "here", tokens)
+    stream(source, tmp_path / "there", tokens, activations=activations)
+    names = sorted(p.name for p in (tmp_path / "here").iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "there").iterdir())
+    for name in names:
+        if name.endswith(".safetensors"):
+            ours, theirs = load_file(tmp_path / "here" / name), load_file(tmp_path / "there" / name)
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        RECIPE,
+        Recipe(Wanda(), PATTERN, calibration="dense"),
+        Recipe(MaskDescent(), PATTERN, calibration="matched", reconstruct=Reconstruction()),
+        Recipe(Magnitude(), PATTERN),
+    ],
+)
+@pytest.mark.parametrize("killed_after", [0, 1])
+def test_a_killed_run_goes_on_with_the_same_bits(source, tokens, tmp_path, recipe, killed_after):
+    def kill(index):
+        if index == killed_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream(source, tmp_path / "out", tokens, recipe, after_block=kill)
+    assert not (tmp_path / "out").exists()
+    done = tmp_path / "out.partial" / f"block-{killed_after:05}.safetensors"
+    written = done.stat().st_mtime_ns
+    finished = []
+    stream(source, tmp_path / "out", tokens, recipe, after_block=finished.append)
+    assert (tmp_path / "out" / done.name).stat().st_mtime_ns == written
+    model = AutoModelForCausalLM.from_pretrained(source)
+    prune_model(model, tokens, recipe, progress=False)
+    assert_same_weights(tmp_path / "out", model)
+
+
+def test_a_half_written_block_is_made_again(source, tokens, tmp_path):
+    def kill(index):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream(source, tmp_path / "out", tokens, after_block=kill)
+    (tmp_path / "out.partial" / "block-00001.safetensors").write_bytes(b"half")
+    stream(source, tmp_path / "out", tokens)
+    model = AutoModelForCausalLM.from_pretrained(source)
+    prune_model(model, tokens, RECIPE, progress=False)
+    assert_same_weights(tmp_path / "out", model)
+
+
+def test_the_unfinished_run_of_another_recipe_is_kept_apart(source, tokens, tmp_path):
+    def kill(index):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream(source, tmp_path / "out", tokens, after_block=kill)
+    with pytest.raises(InputError, match="unfinished run of another recipe"):
+        stream(source, tmp_path / "out", tokens, Recipe(Wanda(), PATTERN))
+    with pytest.raises(InputError, match="unfinished run of another recipe"):
+        stream(source, tmp_path / "out", tokens.flip(0))
+
+
+def test_only_one_block_has_weights_at_a_time(source, tokens, tmp_path, monkeypatch):
+    from esparse_lab import streaming
+
+    seen = []
+    inner = streaming.prune_block
+
+    def watch(block, walk, *rest):
+        real = [
+            number
+            for number, other in enumerate(walk.blocks)
+            if any(p.device.type != "meta" for p in other.module.parameters())
+        ]
+        seen.append(real)
+        return inner(block, walk, *rest)
+
+    monkeypatch.setattr(streaming, "prune_block", watch)
+    stream(source, tmp_path / "out", tokens)
+    assert seen == [[0], [1], [2]]
+
+
+def test_folders_that_cannot_be_used_say_why(source, tokens, tmp_path):
+    with pytest.raises(InputError, match="exists already"):
+        stream(source, source, tokens)
+    with pytest.raises(InputError, match=r"has no model\.safetensors"):
+        stream(tmp_path / "nowhere", tmp_path / "out", tokens)
+    with pytest.raises(InputError, match="Did you mean 'disk'"):
+        stream(source, tmp_path / "out", tokens, activations="disc")
+    weights = load_file(source / "model.safetensors")
+    missing = {n: t for n, t in weights.items() if "layers.1.mlp.up_proj" not in n}
+    save_file(missing, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EsparseError, match=r"no tensor model\.layers\.1\.mlp\.up_proj\.weight"):
+        stream(source, tmp_path / "out", tokens)
+    shutil.rmtree(tmp_path / "out.partial")
+    weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 3)
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EsparseError, match=r"is \[3, 3\] in .*expects \[40, 24\]"):
+        stream(source, tmp_path / "out", tokens)
