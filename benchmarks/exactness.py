@@ -3,24 +3,15 @@
     python benchmarks/exactness.py [--wanda PATH] [--sparsegpt PATH] [--ria PATH] [--dass PATH]
         [--seeds 3] [--csv OUT]
 
-Each PATH is a checkout of the authors' repository (`PINNED` names them and the commits compared
-with). Their functions that prune a whole Llama are imported from there and run as they are, on the
-CPU, with the same float32 model and tokens as ours:
-
-    wanda      lib/prune.py    prune_wanda        locuslab/wanda
-    sparsegpt  llama.py        llama_sequential   IST-DASLab/sparsegpt
-    ria        lib/prune.py    prune_ria          biomedical-cybernetics/...
-    dass       lib/prune.py    prune_wandinter    guozhiyu/glu_dass
+Each PATH is a checkout of the authors' repository (`peer_code.PINNED` names them and the commits
+compared with). Their functions that prune a whole Llama are imported from there and run as they are
+(`peer_code.py`), on the CPU, with the same float32 model and tokens as ours. Their scores are what
+they hand to `torch.topk`.
 
 SparseGPT is compared twice. In float32, where they factorise in float32 and we in float64, two
 weights of a group may be nearer to each other than rounding is large; which of them goes changes
 what comes after it in that row, and then every later block. In float64 (`Tensor.float` leaves both
 sides' numbers as they are) such ties are gone, and nothing at all may differ.
-
-No file of theirs is changed. What surrounds them is supplied: their data loader hands out our
-tokens; blocks get the rotary embeddings, which transformers now computes outside of them; and
-`datasets` and the calls to CUDA that a machine may lack do nothing. Their scores are what they
-hand to `torch.topk`.
 
 DaSS's code leaves attention dense, so ours does too here. SparseGPT's and RIA's code prunes without
 groups whatever is `<=` the value at place int(share * weights), one weight more than that share (in
@@ -31,14 +22,9 @@ from them.
 
 import argparse
 import contextlib
-import importlib
-import importlib.util
-import io
 import math
-import subprocess
 import sys
 import types
-from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,22 +33,14 @@ from unittest.mock import patch
 import pandas as pd
 import torch
 import transformers
-from torch import Tensor, nn
+from peer_code import PINNED, commit_of, load, prune_as_theirs
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from esparse_lab import Recipe, prunable_layers, prune_model
-from esparse_lab.masks import Pattern, Sparsity, parse_sparsity
+from esparse_lab.masks import Sparsity, parse_sparsity
 from esparse_lab.methods import METHODS
 
-PINNED = {
-    "wanda": ("locuslab/wanda", "8e8fc87b4a2f9955baa7e76e64d5fce7fa8724a6"),
-    "sparsegpt": ("IST-DASLab/sparsegpt", "147d2159dc4f3e9f73e47b32c04d7b3708f44436"),
-    "ria": (
-        "biomedical-cybernetics/Relative-importance-and-activation-pruning",
-        "7bc55b06924659ea977f7804b773ce3ef0d55c2f",
-    ),
-    "dass": ("guozhiyu/glu_dass", "2d03ebc7806fece18799254a365fae94bb52b8b3"),
-}
 SIZES = ((64, 160, 2), (96, 264, 3))  # hidden, intermediate, blocks
 SEQUENCES, LENGTH = 12, 48
 # Rounding: they and we sum in another order. Weights are counted in the root mean square of the
@@ -152,94 +130,6 @@ def silence(model: LlamaForCausalLM) -> None:
         block.post_attention_layernorm.weight.data[[0, 5]] = 0
 
 
-@contextlib.contextmanager
-def without_cuda() -> Iterator[None]:
-    """Calls that need a GPU leave things where they are."""
-    with contextlib.ExitStack() as stack:
-        if not torch.cuda.is_available():
-            stack.enter_context(patch.object(torch.cuda, "synchronize", lambda *_: None))
-            stack.enter_context(patch.object(torch.Tensor, "cuda", lambda tensor, *_: tensor))
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        yield
-
-
-def load(name: str, checkout: Path) -> types.ModuleType:
-    """Their module, under a name of its own: three of the repositories call their package lib."""
-    if importlib.util.find_spec("datasets") is None:
-        sys.modules["datasets"] = types.SimpleNamespace(load_dataset=None)
-    if name == "sparsegpt":
-        with patch.object(sys, "path", [str(checkout), *sys.path]):
-            return importlib.import_module("llama")
-    package = types.ModuleType(f"{name}_lib")
-    package.__path__ = [str(checkout / "lib")]
-    sys.modules[package.__name__] = package
-    return importlib.import_module(f"{package.__name__}.prune")
-
-
-def run_theirs(
-    name: str, code: types.ModuleType, model: LlamaForCausalLM, tokens: Tensor, check: Check
-) -> None:
-    """Prune `model` in place with the authors' function."""
-    sparsity = parse_sparsity(check.sparsity)
-    n_and_m, share = (0, 0), 1 - sparsity.density
-    if isinstance(sparsity, Pattern):
-        n_and_m = (sparsity.m - sparsity.n, sparsity.m)  # they count what goes
-    elif check.one_less:
-        # int(share * weights) is one less, for every even number of weights below 10^6.
-        share -= 1e-6
-    loader = [(sequence[None], None) for sequence in tokens]
-    args = Namespace(nsamples=len(tokens), seed=0, sparsity_ratio=share, use_variant=False)
-    model.seqlen, model.hf_device_map = tokens.shape[1], {}
-
-    def add_rotary(_block: nn.Module, positional: tuple, keywords: dict) -> tuple[tuple, dict]:
-        hidden = positional[0]
-        places = torch.arange(hidden.shape[1])[None]
-        keywords["position_embeddings"] = model.model.rotary_emb(hidden, places)
-        return positional, keywords
-
-    hooks = [
-        block.register_forward_pre_hook(add_rotary, with_kwargs=True)
-        for block in model.model.layers
-    ]
-    code.get_loaders = lambda *_, **__: (loader, None)
-    with without_cuda():
-        if name == "sparsegpt":
-            code.args = Namespace(
-                nsamples=len(tokens),
-                sparsity=share,
-                prunen=n_and_m[0],
-                prunem=n_and_m[1],
-                percdamp=0.01,
-                blocksize=128,
-                true_sequential=False,
-                wbits=16,
-                minlayer=-1,
-                maxlayer=1000,
-                prune_only="",
-                invert=False,
-            )
-            code.llama_sequential(model, loader, "cpu")
-        else:
-            if name == "ria":
-                args = Namespace(
-                    **vars(args),
-                    model="llama",
-                    prune_method="ria",
-                    a=0.5,
-                    seqlen=LENGTH,
-                    calib_dataset="ours",
-                    reconstruction=False,
-                    gptq=False,
-                    reallocation=False,
-                    semi_sparse_acc=False,
-                    per_outneuron=check.one_less is None,
-                )
-            prune = {"wanda": "prune_wanda", "ria": "prune_ria", "dass": "prune_wandinter"}[name]
-            getattr(code, prune)(args, model, None, torch.device("cpu"), *n_and_m)
-    for hook in hooks:
-        hook.remove()
-
-
 @dataclass(frozen=True)
 class MlpAlone:
     """An allocation that leaves attention dense, as DaSS's code does."""
@@ -315,7 +205,10 @@ def compare(check: Check, code: types.ModuleType, seeds: int) -> dict[str, objec
                 tokens = torch.randint(256, (SEQUENCES, LENGTH), generator=generator)
                 scores = run_ours(models[0], tokens, check)
                 with groups_ranked(tape):
-                    run_theirs(check.method, code, models[1], tokens, check)
+                    sparsity, one_less = parse_sparsity(check.sparsity), check.one_less
+                    prune_as_theirs(
+                        check.method, code, models[1], tokens, sparsity, one_less=one_less
+                    )
             ours, theirs = map(prunable_layers, models)
             for name, before in dense.items():
                 a, b = ours[name].weight, theirs[name].weight
@@ -365,14 +258,12 @@ def main() -> int:
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
     rows = []
-    for name, (repository, pinned) in PINNED.items():
+    for name, (repository, _) in PINNED.items():
         checkout = getattr(args, name)
         if checkout is None:
             continue
-        git = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-        commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
-        print(f"{repository} is at {commit}" + ("" if commit == pinned else f", not {pinned}"))
-        code = load(name, checkout.resolve())
+        commit = commit_of(name, checkout)
+        code = load(name, checkout)
         for check in CHECKS:
             if check.method == name:
                 row = compare(check, code, args.seeds)
