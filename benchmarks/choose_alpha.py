@@ -12,8 +12,9 @@ from pathlib import Path
 
 from esparse_lab import ESparse, Pattern, Recipe, Wanda
 from esparse_lab.corpora import load_corpus, token_windows
-from esparse_lab.experiments import named_search, perplexity_ladder
+from esparse_lab.experiments import perplexity_ladder
 from esparse_lab.models import load_model
+from esparse_lab.recipes import named_search
 from esparse_lab.run_record import Run
 
 ALPHAS = {

@@ -58,6 +58,11 @@ class Allocation(ABC):
             )
         return [None if entry == "dense" else Pattern.parse(entry) for entry in entries]
 
+    @property
+    def patterns(self) -> list[Pattern]:
+        """The N:M patterns on the menu."""
+        return [] if self.menu == "unstructured" else [c for c in self._choices() if c is not None]
+
     @abstractmethod
     def scores(self, model: PreTrainedModel, tokens: Tensor | None) -> dict[str, float]:
         """Each layer's wanted density, but for a number that is added to all of them."""

@@ -4,6 +4,7 @@ Modules that load torch are imported inside the commands, so that help and usage
 once.
 """
 
+import ast
 import json
 import os
 import sys
@@ -17,6 +18,14 @@ import typer
 import typer.core
 
 from esparse_lab.errors import EsparseError, InputError
+
+
+def _names(file: str, table: str) -> str:
+    """The keys of a table in the package's source; importing it would make help wait for torch."""
+    for line in ast.parse((Path(__file__).parent / file).read_text()).body:
+        if isinstance(line, ast.AnnAssign) and ast.unparse(line.target) == table:
+            return ", ".join(key.value for key in line.value.keys)
+    raise LookupError(f"{file} has no table {table}")
 
 
 class _Program(typer.core.TyperGroup):
@@ -148,13 +157,61 @@ def models() -> None:
 def prune(
     model: Model,
     out: Annotated[Path, typer.Option(help="The folder to make; it must not exist or be empty.")],
-    method: Annotated[str, typer.Option(help="magnitude, wanda or esparse.")] = "esparse",
-    pattern: Annotated[str, typer.Option(help="N:M, keep N of every M weights.")] = "2:4",
-    search: Annotated[
-        str, typer.Option(help="How channels are ordered first: none, gns or gns+lbs.")
-    ] = "gns+lbs",
+    method: Annotated[str, typer.Option(help=_names("methods/__init__.py", "METHODS"))] = "esparse",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A setting of the method; may be repeated."
+        ),
+    ] = None,
     alpha: Annotated[
         float | None, typer.Option(help="E-Sparse's weight of the norm against the entropy.")
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="N:M keeps N of every M weights, 50% that share of every row, '50% per layer' of "
+            "every layer. Left out: 2:4, or what --menu has nearest to --target."
+        ),
+    ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How channels are ordered first: {_names('permutation.py', 'SEARCHES')}. Left "
+            "out: gns+lbs, or none where there are no groups to order for."
+        ),
+    ] = None,
+    reconstruct: Annotated[
+        bool,
+        typer.Option(
+            "--reconstruct/--no-reconstruct", help="Solve for the kept weights of the final mask."
+        ),
+    ] = False,
+    calibration: Annotated[
+        str,
+        typer.Option(
+            help="What statistics are taken on: inputs that pruned blocks made (sequential), also "
+            "those of pruned layers of the same block (layerwise), solving for what the dense "
+            "model has there (matched), or the dense model's own (dense)."
+        ),
+    ] = "sequential",
+    allocation: Annotated[
+        str | None,
+        typer.Option(
+            help="Gives each layer a sparsity of its own: "
+            f"{_names('allocation.py', 'ALLOCATIONS')}. Left out: all get --pattern."
+        ),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(help="Share of the weights that an allocation keeps. Left out: --pattern's."),
+    ] = None,
+    menu: Annotated[
+        str | None,
+        typer.Option(
+            help="What an allocation may give: unstructured (when left out), or a list such as "
+            "'3:8, 4:8, 5:8' or 'dense, 2:4'."
+        ),
     ] = None,
     corpus: Corpus = "wikipedia",
     sequences: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 8,
@@ -167,22 +224,33 @@ def prune(
     """Prune a model; save it as a transformers folder.
 
     \b
-    Example:
+    Examples:
       esparse prune smollm2-135m --method wanda --pattern 2:4 --out pruned/wanda
       esparse eval pruned/wanda
+      esparse prune smollm2-135m --method sparsegpt --set damping=0.1 --pattern 50% --out s
+      esparse prune smollm2-135m --method mask_descent --reconstruct --out m
+      esparse prune smollm2-135m --allocation hessian --menu '3:8, 4:8, 5:8' --out mixed
     """  # noqa: D301
     from esparse_lab.atomic import building_folder, write_atomically
     from esparse_lab.corpora import load_corpus, token_windows, tokens_sha256
-    from esparse_lab.experiments import named_search
-    from esparse_lab.masks import Pattern
-    from esparse_lab.methods import make_method
     from esparse_lab.models import load_model
-    from esparse_lab.pruning import Recipe, prune_model
+    from esparse_lab.pruning import prune_model
+    from esparse_lab.recipes import method_of, recipe_of
+    from esparse_lab.reports.parameters import parse_assignments
     from esparse_lab.run_record import git_state, versions
 
     _check_new_folder(out)
-    settings = {} if alpha is None else {"alpha": alpha}
-    recipe = Recipe(make_method(method, **settings), Pattern.parse(pattern), named_search(search))
+    given = [*(setting or []), *([] if alpha is None else [f"alpha={alpha}"])]
+    recipe = recipe_of(
+        method_of(method, parse_assignments(given, "--set")),
+        pattern=pattern,
+        search=search,
+        calibration=calibration,
+        reconstruct=reconstruct,
+        allocation=allocation,
+        target=target,
+        menu=menu,
+    )
     loaded = load_model(model, revision=revision, dtype=dtype, device=device)
     text = load_corpus(corpus, "train")
     tokens = token_windows(
@@ -200,6 +268,8 @@ def prune(
                 "pattern": str(recipe.pattern),
                 "search": repr(recipe.search),
                 "calibration": recipe.calibration,
+                "reconstruct": repr(recipe.reconstruct),
+                "allocation": repr(recipe.allocation),
             },
             "calibration": {
                 "corpus": {"name": text.name, "split": text.split, "sha256": text.sha256},
@@ -208,6 +278,7 @@ def prune(
             },
             "retained_share": retained,
             "layers": {layer.name: layer.retained_share for layer in layers},
+            "sparsities": {layer.name: str(layer.sparsity or "dense") for layer in layers},
             "seconds": seconds,
             "versions": versions(),
             "git": git_state(),
@@ -217,8 +288,9 @@ def prune(
         write_atomically(folder / "recipe.json", json.dumps(facts, indent=2) + "\n")
         # Another program may have filled the place while this one pruned.
         _check_new_folder(out)
+    shares = recipe.pattern if recipe.allocation is None else "shares of their own"
     typer.echo(
-        f"{len(layers)} layers pruned to {recipe.pattern} in {seconds:.1f} s, "
+        f"{len(layers)} layers pruned to {shares} in {seconds:.1f} s, "
         f"retained share of the score {retained:.4f} (mean over layers)"
     )
     typer.echo(f"saved in {out}; measure it with: esparse eval {out}")

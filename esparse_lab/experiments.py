@@ -12,16 +12,20 @@ from torch import Tensor
 from tqdm.std import tqdm
 from transformers import PreTrainedModel
 
+from esparse_lab.allocation import Allocation
 from esparse_lab.architectures import prunable_layers, transformer_blocks
-from esparse_lab.capture import collect_layer_stats
+from esparse_lab.blocks import InputGroup
+from esparse_lab.capture import BlockWalk, block_stats
+from esparse_lab.channel_stats import LayerStats
 from esparse_lab.corpora import tokens_sha256
-from esparse_lab.errors import unknown
 from esparse_lab.likelihood import perplexity
-from esparse_lab.masks import Pattern
-from esparse_lab.methods import PruningMethod, make_method, method_name
+from esparse_lab.masks import Pattern, parse_sparsity
+from esparse_lab.methods import Magnitude, PruningMethod, make_method, method_name
 from esparse_lab.models import LoadedModel
-from esparse_lab.permutation import SEARCHES, OrderSearch, retained_share, search_order
-from esparse_lab.pruning import Recipe, prune_model
+from esparse_lab.permutation import OrderSearch, retained_share, search_order
+from esparse_lab.pruning import Calibration, Recipe, prune_model
+from esparse_lab.recipes import can_be_ordered, named_search, search_name
+from esparse_lab.reconstruction import Reconstruction
 from esparse_lab.result_cache import cached
 from esparse_lab.tables import layer_place
 
@@ -32,42 +36,43 @@ def ladder(
     searches: Iterable[str],
     *,
     shuffled: Iterable[str] = ("esparse",),
+    reconstruct: bool = False,
+    calibration: Calibration = "sequential",
+    allocation: Allocation | None = None,
     **esparse_settings,
 ) -> list[Recipe]:
     """Recipes for every method and pattern, and for every search where the method is `shuffled`.
 
+    A search needs groups of channels: unstructured patterns, and methods that are not `shuffled`,
+    take "none" alone.
+
     Args:
         methods: names in `METHODS`.
-        patterns: such as "2:4".
-        searches: names in `SEARCHES`; methods that are not `shuffled` take "none" alone.
+        patterns: such as "2:4" or "50%".
+        searches: names in `SEARCHES`.
         shuffled: methods that are tried with every search.
+        reconstruct: try every recipe a second time with its kept weights solved for.
+        calibration: of every recipe; see `Recipe`.
+        allocation: gives the layers of every recipe a sparsity of their own.
         **esparse_settings: settings of E-Sparse, such as alpha.
 
     Raises:
         InputError: for a name or a pattern that is not known.
     """
-    searches, shuffled = list(searches), list(shuffled)
+    shuffled = list(shuffled)
+    named = {name: named_search(name) for name in searches}
+    solvers = [None, Reconstruction()] if reconstruct else [None]
     recipes = []
-    for pattern in map(Pattern.parse, patterns):
+    for pattern in map(parse_sparsity, patterns):
         for name in methods:
             method = make_method(name, **(esparse_settings if name == "esparse" else {}))
+            every = name in shuffled and can_be_ordered(pattern, allocation)
             recipes.extend(
-                Recipe(method, pattern, named_search(search))
-                for search in (searches if name in shuffled else ["none"])
+                Recipe(method, pattern, search, calibration, solver, allocation)
+                for search in (named.values() if every else [None])
+                for solver in solvers
             )
     return recipes
-
-
-def named_search(name: str) -> OrderSearch | None:
-    """The entry of `SEARCHES` called `name`; raises `InputError` with the nearest names."""
-    if name not in SEARCHES:
-        raise unknown("search", name, SEARCHES)
-    return SEARCHES[name]
-
-
-def search_name(search: OrderSearch | None) -> str:
-    """The name of a search in `SEARCHES`, else its settings."""
-    return next((name for name, known in SEARCHES.items() if known == search), repr(search))
 
 
 def perplexity_ladder(
@@ -80,9 +85,6 @@ def perplexity_ladder(
 ) -> pd.DataFrame:
     """Perplexity of the dense model and after each recipe; the model is left as it was.
 
-    Each cell is kept on disk under the model's revision, both token sets and the recipe, so a run
-    that is stopped goes on where it was.
-
     Args:
         loaded: the dense model.
         calibration: int64 [sequence, position].
@@ -91,8 +93,36 @@ def perplexity_ladder(
         progress: show a bar, one step a recipe.
 
     Returns:
-        Columns: method, settings, pattern, search, dense, perplexity, retained_share (mean over
-        layers), prune_seconds (with forward passes), eval_seconds, device. The dense model first.
+        The dense model first. Columns: method, settings, pattern, search, reconstruct, calibration,
+        allocation ("" for none), dense, perplexity, retained_share and output_error (means over
+        layers; the error is missing where no Gram matrix was measured), prune_seconds (with forward
+        passes), peak_memory_gib (of the CUDA allocator while pruning, model included; missing on a
+        CPU), eval_seconds, device.
+    """
+    recipes = list(recipes)
+    rows = ladder_rows(loaded, calibration, test, recipes)
+    table = [next(rows)]
+    with tqdm(recipes, "ladder", unit="recipe", disable=not progress) as bar:
+        for recipe in bar:
+            bar.set_postfix_str(
+                f"{method_name(recipe.method)} {recipe.pattern} {search_name(recipe.search)}"
+            )
+            table.append(next(rows))
+    return ladder_table(table)
+
+
+def ladder_table(rows: list[dict]) -> pd.DataFrame:
+    """The rows of `ladder_rows` as a table; figures that are missing are NaN."""
+    return pd.DataFrame(rows).astype({"output_error": float, "peak_memory_gib": float})
+
+
+def ladder_rows(
+    loaded: LoadedModel, calibration: Tensor, test: Tensor, recipes: Iterable[Recipe]
+) -> Iterator[dict]:
+    """The rows of a `perplexity_ladder`, each as soon as it is measured, the dense model's first.
+
+    Each is kept on disk under the model's revision, both token sets and the recipe, so a run that
+    is stopped goes on where it was.
     """
     key = {
         "model": loaded.revision,
@@ -107,20 +137,23 @@ def perplexity_ladder(
         "settings": "",
         "pattern": "",
         "search": "none",
+        "reconstruct": False,
+        "calibration": "",
+        "allocation": "",
         "dense": True,
         "retained_share": 1.0,
+        "output_error": 0.0,
         "prune_seconds": 0.0,
+        "peak_memory_gib": None,
     }
-    rows = [dense | cached(key, lambda: _measured(loaded.model, test))]
-    with tqdm(list(recipes), "ladder", unit="recipe", disable=not progress) as bar:
-        for recipe in bar:
-            name, search = method_name(recipe.method), search_name(recipe.search)
-            bar.set_postfix_str(f"{name} {recipe.pattern} {search}")
-            cell = key | {"calibration": tokens_sha256(calibration), "recipe": repr(recipe)}
-            if recipe.needs is None:
-                cell["calibration"] = None
-            rows.append(cached(cell, lambda r=recipe: _pruned_cell(loaded, calibration, test, r)))
-    return pd.DataFrame(rows)
+    yield dense | cached(key, lambda: _measured(loaded.model, test))
+    for recipe in recipes:
+        reads_tokens = recipe.needs is not None or recipe.allocation is not None
+        cell = key | {
+            "calibration": tokens_sha256(calibration) if reads_tokens else None,
+            "recipe": repr(recipe),
+        }
+        yield cached(cell, lambda r=recipe: _pruned_cell(loaded, calibration, test, r))
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
@@ -147,19 +180,32 @@ def _measured(model: PreTrainedModel, test: Tensor) -> dict:
 
 
 def _pruned_cell(loaded: LoadedModel, calibration: Tensor, test: Tensor, recipe: Recipe) -> dict:
+    device = loaded.model.device
+    on_gpu = device.type == "cuda"
     with weights_restored(loaded.model):
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
         started = time.perf_counter()
         layers = prune_model(loaded.model, calibration, recipe, progress=False)
+        if on_gpu:
+            torch.cuda.synchronize(device)
         prune_seconds = time.perf_counter() - started
+        peak = torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else None
         measured = _measured(loaded.model, test)
+    errors = [layer.output_error for layer in layers if layer.output_error is not None]
     return {
         "method": method_name(recipe.method),
         "settings": repr(recipe.method),
         "pattern": str(recipe.pattern),
         "search": search_name(recipe.search),
+        "reconstruct": recipe.reconstruct is not None,
+        "calibration": recipe.calibration,
+        "allocation": "" if recipe.allocation is None else repr(recipe.allocation),
         "dense": False,
         "retained_share": sum(layer.retained_share for layer in layers) / len(layers),
+        "output_error": sum(errors) / len(errors) if errors else None,
         "prune_seconds": prune_seconds,
+        "peak_memory_gib": peak,
         **measured,
     }
 
@@ -172,9 +218,12 @@ def _device_name(model: PreTrainedModel) -> str:
 
 @contextmanager
 def weights_restored(model: PreTrainedModel) -> Iterator[None]:
-    """Put every prunable weight back as it was when the block ends, also after an error."""
+    """Put every prunable weight back as it was when the block ends, also after an error.
+
+    The copies are in CPU memory, so that they do not count as memory of the pruning.
+    """
     layers = prunable_layers(model)
-    kept = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    kept = {name: layer.weight.to("cpu", copy=True) for name, layer in layers.items()}
     try:
         yield
     finally:
@@ -194,7 +243,9 @@ def retained_table(
 ) -> pd.DataFrame:
     """Score that each layer keeps under each search's channel order, statistics of the dense model.
 
-    Layers that read the same activation are ordered together, on their stacked scores.
+    Layers that read the same activation are ordered together, on their stacked scores. As when
+    pruning, DaSS orders outputs before an activation function, and experts that no token was sent
+    to are scored by magnitude.
 
     Returns:
         Columns: layer, block, role, search, retained_share (0 to 1), seconds (of the search, shared
@@ -221,31 +272,47 @@ def retained_table(
 
 @torch.no_grad()
 def _retained_rows(loaded, calibration, method, pattern, searches, progress: bool) -> list[dict]:
-    stats = {}
-    if method.needs is not None:
-        stats = collect_layer_stats(
-            loaded.model, calibration, needs=method.needs, progress=progress
-        )
+    blocks = transformer_blocks(loaded.model)
+    walk = None if method.needs is None else BlockWalk.start(loaded.model, calibration)
     rows = []
-    for block in tqdm(transformer_blocks(loaded.model), "orders", disable=not progress):
-        for group in block.groups:
-            scores = {
-                n: method.score(layer.weight, stats.get(n)) for n, layer in group.layers.items()
-            }
-            for label, search in searches.items():
-                started = time.perf_counter()
-                order = search_order(torch.cat(list(scores.values())), pattern, search)
-                seconds = (time.perf_counter() - started) / len(scores)
-                for name, score in scores.items():
-                    number, role = layer_place(name)
-                    rows.append(
-                        {
-                            "layer": name,
-                            "block": number,
-                            "role": role,
-                            "search": label,
-                            "retained_share": retained_share(score, pattern, order),
-                            "seconds": seconds,
-                        }
-                    )
+    for index in tqdm(range(len(blocks)), "orders", unit="block", disable=not progress):
+        stats: dict[str, LayerStats] = {}
+        if walk is not None:  # block by block: Gram matrices of a whole model need not fit
+            returned: list[Tensor] = []
+            stats = block_stats(walk, index, method.needs, returned)
+            walk.hidden = returned
+        for group in blocks[index].groups:
+            rows += _retained_group(group, stats.get(group.name), method, pattern, searches)
+    return rows
+
+
+def _retained_group(
+    group: InputGroup,
+    stats: LayerStats | None,
+    method: PruningMethod,
+    pattern: Pattern,
+    searches: Mapping[str, OrderSearch | None],
+) -> list[dict]:
+    if stats is not None and not stats.n_tokens:
+        method, stats = Magnitude(), None
+    scores = {name: method.score(layer.weight, stats) for name, layer in group.layers.items()}
+    if method.group_axis(stats) == "out":
+        scores = {name: score.T for name, score in scores.items()}
+    rows = []
+    for label, search in searches.items():
+        started = time.perf_counter()
+        order = search_order(torch.cat(list(scores.values())), pattern, search)
+        seconds = (time.perf_counter() - started) / len(scores)
+        for name, score in scores.items():
+            number, role = layer_place(name)
+            rows.append(
+                {
+                    "layer": name,
+                    "block": number,
+                    "role": role,
+                    "search": label,
+                    "retained_share": retained_share(score, pattern, order),
+                    "seconds": seconds,
+                }
+            )
     return rows

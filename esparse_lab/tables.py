@@ -262,30 +262,49 @@ def reference_run(name: str, table: str) -> tuple[pd.DataFrame, dict]:
     record = REFERENCE / "records" / f"{name}.json"
     if not record.is_file():
         raise unknown("reference run", name, [p.stem for p in REFERENCE.glob("records/*.json")])
-    frame = pd.read_csv(REFERENCE / "tables" / f"{name}.{table}.csv", keep_default_na=False)
+    frame = pd.read_csv(
+        REFERENCE / "tables" / f"{name}.{table}.csv",
+        keep_default_na=False,  # "" and "none" are values, but not in columns of figures
+        na_values={column: [""] for column in ("output_error", "peak_memory_gib")},
+    )
     return frame, json.loads(record.read_text())
 
 
-def reference_ladder() -> tuple[pd.DataFrame, list[dict]]:
-    """The kept perplexity ladder of the embedded model, one row a recipe and calibration seed.
+def reference_ladder(prefix: str = "ladder") -> tuple[pd.DataFrame, list[dict]]:
+    """A kept perplexity ladder of the embedded model, one row a recipe and calibration seed.
+
+    Args:
+        prefix: what the names of its runs begin with: "ladder", or "methods_seed" for every method.
 
     Returns:
-        The columns of `perplexity_ladder` and `seed`; and one run record a seed.
+        The columns of `perplexity_ladder` and `seed`; and one run record a seed. Both are empty
+        where no such ladder is kept.
     """
     frames, records = [], []
-    for name in sorted(p.stem for p in REFERENCE.glob("records/ladder*.json")):
+    for name in sorted(p.stem for p in REFERENCE.glob(f"records/{prefix}*.json")):
         frame, record = reference_run(name, "perplexity")
-        frames.append(frame.assign(seed=record["seed"]))
+        # Tables that were kept before these columns came hold plain recipes.
+        plain = {"reconstruct": False, "calibration": "sequential", "allocation": ""}
+        plain["peak_memory_gib"] = np.nan
+        frames.append(frame.assign(**{**plain, **frame}, seed=record["seed"]))
         records.append(record)
-    return pd.concat(frames, ignore_index=True), records
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(), records
 
 
 def over_seeds(ladder: pd.DataFrame) -> pd.DataFrame:
-    """Mean, least and largest perplexity of each recipe over the seeds of a `reference_ladder`.
+    """What each recipe of a `reference_ladder` makes of the seeds: perplexity, time and memory.
 
-    Columns: method, pattern, search, dense, perplexity (the mean), lowest, highest, seeds.
+    Columns: method, pattern, search, reconstruct, calibration, allocation, dense, perplexity (the
+    mean), lowest, highest, seeds (a count), prune_seconds and peak_memory_gib (medians: the first
+    run of a process may pay for what the others find ready).
     """
-    keys = ["method", "pattern", "search", "dense"]
-    spread = ladder.groupby(keys, sort=False).perplexity.agg(["mean", "min", "max", "count"])
-    names = {"mean": "perplexity", "min": "lowest", "max": "highest", "count": "seeds"}
-    return spread.rename(columns=names).reset_index()
+    keys = ["method", "pattern", "search", "reconstruct", "calibration", "allocation", "dense"]
+    spread = ladder.groupby(keys, sort=False).agg(
+        perplexity=("perplexity", "mean"),
+        lowest=("perplexity", "min"),
+        highest=("perplexity", "max"),
+        seeds=("perplexity", "count"),
+        prune_seconds=("prune_seconds", "median"),
+        peak_memory_gib=("peak_memory_gib", "median"),
+    )
+    return spread.reset_index()

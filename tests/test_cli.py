@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from importlib import metadata
+from typing import get_args
 
 import nbformat
 import pytest
@@ -12,9 +13,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from typer.testing import CliRunner
 
 import esparse_lab.reports
+from esparse_lab import ALLOCATIONS, METHODS, SEARCHES
 from esparse_lab.cli import app
+from esparse_lab.pruning import Calibration
 
 PARAMETERS = 'model: str = ""\nout_dir: str = ""\nseed: int = 0\n'
+
+
+OTHER_GROUPS = ["--allocation", "uniform", "--pattern", "2:4", "--menu", "4:8, dense"]
 
 
 def esparse(*arguments):
@@ -71,6 +77,14 @@ def test_help_lists_every_command_and_version_names_the_package():
     assert esparse("--version").output == f"esparse_lab {metadata.version('esparse_lab')}\n"
 
 
+def test_help_names_what_can_be_chosen():
+    shown = " ".join(esparse("prune", "--help").output.split())
+    for table in (METHODS, SEARCHES, ALLOCATIONS):
+        assert ", ".join(table) in shown
+    for calibration in get_args(Calibration):
+        assert f"({calibration})" in shown
+
+
 def test_help_loads_no_torch():
     # A bare module in place of the package: its own imports are not the command line's.
     program = (
@@ -94,6 +108,13 @@ def test_help_loads_no_torch():
         (["prune", "m", "--out", "o", "--method", "wanda", "--alpha", "1"], "no settings"),
         (["prune", "m", "--out", "o", "--alpha", "x"], "Invalid value for '--alpha'"),
         (["prune", "m", "--out", "o", "--alpha", "-1"], "at least 0"),
+        (["prune", "m", "--out", "o", "--alpha", "nan"], "at least 0, got nan"),
+        (["prune", "m", "--out", "o", "--set", "alpha=1", "--alpha", "1"], "given twice"),
+        (["prune", "m", "--out", "o", "--set", "alpha"], "--set got 'alpha', expected name=value"),
+        (["prune", "m", "--out", "o", "--set", "alpha=x"], "of type float"),
+        (["prune", "m", "--out", "o", "--pattern", "50%", "--search", "gns"], "has none such"),
+        (["prune", "m", "--out", "o", *OTHER_GROUPS, "--search", "gns"], "has none such"),
+        (["prune", "m", "--out", "o", "--target", "0.5"], "belong to an allocation"),
         (["prune", "m", "--out", "o", "--sequences", "0"], "Invalid value for '--sequences'"),
         (["eval", "smolm2-135m"], "Did you mean 'smollm2-135m'?"),
         (["report", "--profile", "ful"], "Did you mean 'full'?"),
@@ -162,6 +183,53 @@ def test_pruning_saves_a_model_that_transformers_loads(folder, tmp_path):
     assert f"perplexity {found['perplexity']:.3f} on text.txt" in esparse(*measured).stdout
 
 
+def pruned(folder, out, *options):
+    """The saved model, its recipe.json and what was printed."""
+    text = ["--corpus", folder / "text.txt", "--sequences", 2, "--length", 32, "--device", "cpu"]
+    result = esparse("prune", folder / "tiny", *text, "--out", out, *options)
+    assert result.exit_code == 0, result.output
+    model = AutoModelForCausalLM.from_pretrained(out)
+    return model, json.loads((out / "recipe.json").read_text()), result.stdout
+
+
+def test_settings_and_solving_reach_the_recipe_and_the_weights(folder, tmp_path):
+    options = ["--method", "sparsegpt", "--set", "damping=0.1", "--set", "block=16"]
+    options += ["--pattern", "25%", "--calibration", "layerwise", "--reconstruct"]
+    model, facts, printed = pruned(folder, tmp_path / "a", *options)
+    assert facts["recipe"]["method"] == "SparseGPT(damping=0.1, block=16)"
+    assert facts["recipe"]["pattern"] == "25%"
+    assert facts["recipe"]["search"] == "None"  # no groups, so the default changes to no search
+    assert facts["recipe"]["reconstruct"].startswith("Reconstruction(")
+    assert facts["recipe"]["allocation"] == "None"
+    assert facts["recipe"]["calibration"] == "layerwise"
+    assert "14 layers pruned to 25%" in printed
+    for name, layer in model.named_modules():
+        if name.endswith("_proj"):
+            assert (layer.weight != 0).sum() == layer.weight.numel() // 4
+    plain, facts, _ = pruned(folder, tmp_path / "b", *options[:-1])
+    assert facts["recipe"]["reconstruct"] == "None"
+    layers = [m.model.layers[0].self_attn.q_proj.weight for m in (model, plain)]
+    assert torch.equal(layers[0] != 0, layers[1] != 0)
+    assert not torch.equal(*layers)
+
+
+def test_an_allocation_keeps_its_share_of_all_weights(folder, tmp_path):
+    options = ["--method", "magnitude", "--allocation", "outliers", "--target", "0.5"]
+    options += ["--menu", "3:8, 4:8, 5:8"]
+    model, facts, printed = pruned(folder, tmp_path / "a", *options)
+    assert facts["recipe"]["allocation"].startswith("OutlierShare(target=0.5, menu='3:8, 4:8, 5:8'")
+    assert facts["recipe"]["search"].startswith("BlockShuffle")
+    assert "14 layers pruned to shares of their own" in printed
+    weights = [m.weight for n, m in model.named_modules() if n.endswith("_proj")]
+    kept, size = sum(int((w != 0).sum()) for w in weights), sum(w.numel() for w in weights)
+    assert kept == size // 2
+    shares = {"3:8": 3 / 8, "4:8": 4 / 8, "5:8": 5 / 8}
+    assert len({*facts["sparsities"].values()}) > 1
+    for name, sparsity in facts["sparsities"].items():
+        weight = model.get_submodule(name).weight
+        assert int((weight != 0).sum()) == shares[sparsity] * weight.numel()
+
+
 def test_a_report_ends_with_0_or_with_1_when_a_notebook_failed(folder, tmp_path, notebooks):
     options = ["--out", tmp_path / "reports", "-p", "seed=3"]
     result = esparse("report", folder / "tiny", *options, "--notebooks", notebooks("x = 1 / seed"))
@@ -178,6 +246,8 @@ def test_a_report_ends_with_0_or_with_1_when_a_notebook_failed(folder, tmp_path,
     ("given", "says"),
     [
         ("patterns=2:4,4:2", "patterns=4:2: Pattern 4:2 is not possible"),
+        ("patterns=2:4,150%", "patterns=150%: Cannot read the share of kept weights"),
+        ("pattern=50%", "pattern=50%: Cannot read the pattern '50%'"),
         ("method=wonda", "method=wonda: Unknown method 'wonda'. Did you mean 'wanda'?"),
         ("shuffled=esparce", "Did you mean 'esparse'"),
         ("searches=none,lbs", "searches=lbs: Unknown search"),

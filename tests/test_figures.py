@@ -96,6 +96,13 @@ def ladder(method="wanda"):
     return pd.DataFrame(rows, columns=["method", "pattern", "search", "perplexity", "dense"])
 
 
+def spread():
+    """A ladder over seeds, where one method is also solved for."""
+    frame = ladder().assign(reconstruct=False)
+    frame = pd.concat([frame, frame[1:2].assign(perplexity=30.0, reconstruct=True)])
+    return frame.assign(lowest=0.9 * frame.perplexity, highest=1.2 * frame.perplexity)
+
+
 def picture(**changes):
     rng = np.random.default_rng(0)
     before = rng.uniform(1, 2, (5, 8))
@@ -113,6 +120,7 @@ FRAMES = {
     F.search_trace_figure: traces,
     F.retained_figure: retained,
     F.perplexity_figure: ladder,
+    F.methods_figure: spread,
 }
 EVERY = [pytest.param(f, id=f.__name__) for f in FRAMES]
 
@@ -334,6 +342,36 @@ def test_a_model_that_broke_is_named_in_the_caption():
     assert np.isfinite(fig.layout.xaxis.range).all()
 
 
+def test_methods_have_a_row_each_with_a_mark_a_search_and_the_range_of_its_seeds():
+    fig = F.methods_figure(spread().reset_index(drop=True))
+    assert list(fig.layout.yaxis.ticktext) == [
+        "wanda + reconstruct  30.00",
+        "wanda  60.00",
+        "magnitude  5,000",
+    ]
+    assert list(fig.layout.yaxis2.ticktext) == ["wanda  50.00"]
+    found = {}
+    for trace in (t for t in fig.data if t.mode == "markers" and len(t.x)):
+        assert np.allclose(trace.error_x.array, 0.2 * np.array(trace.x))
+        assert np.allclose(trace.error_x.arrayminus, 0.1 * np.array(trace.x))
+        for x, y in zip(trace.x, trace.y, strict=True):
+            found[x] = (trace.legendgroup, round(y), trace.yaxis)
+    assert found == {
+        30.0: ("none", 0, "y"),
+        100.0: ("none", 1, "y"),
+        60.0: ("gns", 1, "y"),
+        5000.0: ("none", 2, "y"),
+        50.0: ("none", 0, "y2"),
+    }
+    low, high = fig.layout.xaxis.range
+    assert low < np.log10(20) < np.log10(6000) < high
+
+
+def test_a_solved_recipe_says_so():
+    fig = F.perplexity_figure(spread())
+    assert "wanda + reconstruct" in fig.layout.yaxis.ticktext
+
+
 # --- what all share ---------------------------------------------------------------------------
 
 
@@ -401,7 +439,7 @@ def test_names_get_distinct_looks_and_the_papers_searches_keep_theirs():
 def test_a_missing_column_is_named(figure):
     frame = FRAMES[figure]()
     for column in frame.columns:
-        if column == "rank_correlation":  # the optional one
+        if column in ("rank_correlation", "reconstruct"):  # the optional ones
             continue
         with pytest.raises(InputError, match=rf"{figure.__name__} misses the column {column}\b"):
             figure(frame.drop(columns=column))

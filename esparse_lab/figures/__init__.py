@@ -12,7 +12,7 @@ from esparse_lab.figures.channels import (
     rank_change_figure,
 )
 from esparse_lab.figures.permutation import retained_figure, score_picture, search_trace_figure
-from esparse_lab.figures.perplexity import perplexity_figure
+from esparse_lab.figures.perplexity import methods_figure, perplexity_figure
 from esparse_lab.figures.style import LABELS, OKABE_ITO
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "binning_figure",
     "channel_figure",
     "entropy_norm_figure",
+    "methods_figure",
     "perplexity_figure",
     "rank_change_figure",
     "retained_figure",

@@ -12,13 +12,14 @@ from esparse_lab.architectures import find_layer
 from esparse_lab.corpora import token_windows
 from esparse_lab.entropy import Histogram
 from esparse_lab.errors import EsparseError
-from esparse_lab.experiments import named_search
-from esparse_lab.masks import Pattern
+from esparse_lab.masks import Pattern, parse_sparsity
 from esparse_lab.methods import ESparse, make_method
 from esparse_lab.models import load_model
+from esparse_lab.recipes import named_search
 
 NAMED = {
-    **dict.fromkeys(("pattern", "patterns"), Pattern.parse),
+    "pattern": Pattern.parse,
+    "patterns": parse_sparsity,
     **dict.fromkeys(("method", "methods", "shuffled"), make_method),
     **dict.fromkeys(("search", "searches"), named_search),
     "alpha": lambda alpha: ESparse(alpha=alpha),

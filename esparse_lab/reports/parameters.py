@@ -105,8 +105,8 @@ def notebook_parameters(path: Path) -> dict[str, NotebookParameter]:
     return {parameter.name: parameter for parameter in declared}
 
 
-def parse_assignments(items: list[str]) -> dict[str, str]:
-    """`["alpha=0.1"]` as `{"alpha": "0.1"}`.
+def parse_assignments(items: list[str], option: str = "-p") -> dict[str, str]:
+    """`["alpha=0.1"]` as `{"alpha": "0.1"}`; `option` took them.
 
     Raises:
         InputError: an item has no `=`, an empty name, or a name comes twice.
@@ -115,9 +115,11 @@ def parse_assignments(items: list[str]) -> dict[str, str]:
     for item in items:
         name, equals, text = item.partition("=")
         if not equals or not name.strip():
-            raise InputError(f"-p got {item!r}, expected name=value, for example -p seed=0")
+            raise InputError(
+                f"{option} got {item!r}, expected name=value, for example {option} seed=0"
+            )
         if name.strip() in given:
-            raise InputError(f"-p {name.strip()} is given twice; give each parameter once.")
+            raise InputError(f"{option} {name.strip()} is given twice; give each name once.")
         given[name.strip()] = text
     return given
 

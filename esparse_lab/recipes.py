@@ -1,0 +1,114 @@
+"""Recipes from words: what methods, searches, sparsities and allocations are called."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+from esparse_lab.allocation import ALLOCATIONS, Allocation
+from esparse_lab.errors import InputError, unknown
+from esparse_lab.masks import Pattern, Sparsity, Unstructured, parse_sparsity
+from esparse_lab.methods import METHODS, PruningMethod, make_method
+from esparse_lab.permutation import SEARCHES, OrderSearch
+from esparse_lab.pruning import Calibration, Recipe
+from esparse_lab.reconstruction import Reconstruction
+
+BEST_SEARCH = "gns+lbs"
+
+
+def named_search(name: str) -> OrderSearch | None:
+    """The entry of `SEARCHES` called `name`; raises `InputError` with the nearest names."""
+    if name not in SEARCHES:
+        raise unknown("search", name, SEARCHES)
+    return SEARCHES[name]
+
+
+def search_name(search: OrderSearch | None) -> str:
+    """The name of a search in `SEARCHES`, else its settings."""
+    return next((name for name, known in SEARCHES.items() if known == search), repr(search))
+
+
+def can_be_ordered(sparsity: Sparsity, allocation: Allocation | None) -> bool:
+    """Whether a channel order means something: all layers that are pruned have groups of one M."""
+    if not isinstance(sparsity, Pattern):
+        return False
+    return allocation is None or {p.m for p in allocation.patterns} == {sparsity.m}
+
+
+def method_of(name: str, settings: Mapping[str, str]) -> PruningMethod:
+    """The method called `name`, its settings read from text.
+
+    Raises:
+        InputError: for a method or setting that is not known, or text that is not of its kind.
+    """
+    defaults = {f.name: f.default for f in fields(METHODS[name])} if name in METHODS else {}
+    values = {}
+    for setting, text in settings.items():
+        kind = type(defaults.get(setting, text))
+        if kind not in (int, float, str):
+            raise InputError(f"{setting} of method {name!r} cannot be given as text.")
+        try:
+            values[setting] = kind(text)
+        except ValueError:
+            raise InputError(
+                f"{setting}={text}: expected {setting} of method {name!r} to be of type "
+                f"{kind.__name__}, for example {setting}={defaults[setting]}."
+            ) from None
+    return make_method(name, **values)
+
+
+def recipe_of(
+    method: PruningMethod,
+    *,
+    pattern: str | None = None,
+    search: str | None = None,
+    calibration: Calibration = "sequential",
+    reconstruct: bool = False,
+    allocation: str | None = None,
+    target: float | None = None,
+    menu: str | None = None,
+) -> Recipe:
+    """A recipe from the words of the command line.
+
+    Args:
+        method: chooses the weights.
+        pattern: such as "2:4" or "50%"; without it 2:4, or with an allocation what its menu holds
+            nearest to the target.
+        search: a name in `SEARCHES`; without it the best, or none where no order means anything.
+        calibration: where statistics come from; see `Recipe`.
+        reconstruct: solve for the kept weights.
+        allocation: a name in `ALLOCATIONS`; without it every layer gets `pattern`.
+        target: share of the weights that an allocation keeps; without it that of `pattern`.
+        menu: what an allocation may give to a layer; without it unstructured shares.
+
+    Raises:
+        InputError: for words that are not known or do not go together.
+    """
+    sparsity = parse_sparsity(pattern or "2:4")
+    spread = None
+    if allocation is not None:
+        if allocation not in ALLOCATIONS:
+            raise unknown("allocation", allocation, ALLOCATIONS)
+        target = sparsity.density if target is None else target
+        spread = ALLOCATIONS[allocation](target=target, menu=menu or "unstructured")
+        if pattern is None:
+            sparsity = min(
+                spread.patterns,
+                key=lambda each: abs(each.density - target),
+                default=Unstructured(target),
+            )
+    elif target is not None or menu is not None:
+        raise InputError(
+            "A target and a menu belong to an allocation: choose one of "
+            f"{', '.join(ALLOCATIONS)}, or leave them out."
+        )
+    orderable = can_be_ordered(sparsity, spread)
+    if search is None:
+        search = BEST_SEARCH if orderable else "none"
+    found = named_search(search)
+    if found is not None and not orderable:
+        raise InputError(
+            f"A channel order needs the groups of one N:M pattern in every layer; "
+            f"{sparsity if spread is None else f'{sparsity} with the menu {spread.menu!r}'} has "
+            "none such. Take the search 'none', an N:M pattern or a menu of one M, the pattern's."
+        )
+    solver = Reconstruction() if reconstruct else None
+    return Recipe(method, sparsity, found, calibration, solver, spread)

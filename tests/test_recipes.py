@@ -1,0 +1,111 @@
+"""Words of the command line become the recipe that they say, or are refused."""
+
+import pytest
+
+from esparse_lab import (
+    BlockShuffle,
+    HessianSensitivity,
+    InputError,
+    Magnitude,
+    Pattern,
+    SparseGPT,
+    Uniform,
+    Unstructured,
+)
+from esparse_lab.recipes import method_of, recipe_of
+from esparse_lab.reconstruction import Reconstruction
+
+
+def test_settings_are_read_as_their_own_kind():
+    found = method_of("sparsegpt", {"damping": "0.1", "block": "64"})
+    assert found == SparseGPT(damping=0.1, block=64)
+    assert type(found.block) is int
+    assert method_of("esparse", {"norm_scale": "rms"}).norm_scale == "rms"
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "says"),
+    [
+        ("wonda", {}, "Did you mean 'wanda'"),
+        ("sparsegpt", {"dampening": "1"}, "Did you mean 'damping'"),
+        ("sparsegpt", {"block": "6.5"}, "of type int, for example block=128"),
+        ("sparsegpt", {"damping": "much"}, "of type float, for example damping=0.01"),
+        ("sparsegpt", {"damping": "nan"}, "damping must be"),
+        ("esparse", {"alpha": "nan"}, "alpha must be a number of at least 0, got nan"),
+        ("esparse", {"histogram": "100"}, "cannot be given as text"),
+        ("wanda", {"alpha": "1"}, "has no settings, got 'alpha'"),
+    ],
+)
+def test_settings_that_a_method_cannot_take_are_refused(method, settings, says):
+    with pytest.raises(InputError, match=says):
+        method_of(method, settings)
+
+
+BEST = BlockShuffle()
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern", "search", "allocation"),
+    [
+        ({}, Pattern(2, 4), BEST, None),
+        ({"pattern": "4:8"}, Pattern(4, 8), BEST, None),
+        ({"pattern": "50%"}, Unstructured(0.5), None, None),
+        ({"pattern": "2:4", "search": "none"}, Pattern(2, 4), None, None),
+        ({"allocation": "uniform"}, Unstructured(0.5), None, Uniform(0.5)),
+        (
+            {"allocation": "uniform", "pattern": "25%"},
+            Unstructured(0.25),
+            None,
+            Uniform(0.25),
+        ),
+        (
+            {"allocation": "uniform", "target": 0.4, "menu": "2:8, 3:8, 4:8"},
+            Pattern(3, 8),
+            BEST,
+            Uniform(0.4, "2:8, 3:8, 4:8"),
+        ),
+        (
+            {"allocation": "hessian", "pattern": "2:4", "menu": "dense, 2:4"},
+            Pattern(2, 4),
+            BEST,
+            HessianSensitivity(0.5, "dense, 2:4"),
+        ),
+        (
+            {"allocation": "uniform", "pattern": "2:4", "menu": "4:8, dense"},
+            Pattern(2, 4),
+            None,
+            Uniform(0.5, "4:8, dense"),
+        ),
+    ],
+)
+def test_what_is_left_out_fits_what_is_said(words, pattern, search, allocation):
+    found = recipe_of(Magnitude(), **words)
+    assert (found.pattern, found.search, found.allocation) == (pattern, search, allocation)
+    assert found.reconstruct is None
+    assert recipe_of(Magnitude(), **words, reconstruct=True).reconstruct == Reconstruction()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"pattern": "50%", "search": "gns"}, "50% has none such"),
+        (
+            {"allocation": "uniform", "pattern": "2:4", "menu": "4:8, dense", "search": "gns"},
+            "2:4 with the menu '4:8, dense' has none such",
+        ),
+        ({"allocation": "uniform", "search": "gns"}, "menu 'unstructured' has none such"),
+        ({"allocation": "hesian"}, "Did you mean 'hessian'"),
+        ({"allocation": "uniform", "target": 1.5}, "above 0 and below 1, got 1.5"),
+        ({"allocation": "uniform", "target": float("nan")}, "above 0 and below 1, got nan"),
+        ({"allocation": "uniform", "menu": "2:4, 2:4"}, "menu of different entries"),
+        ({"allocation": "outliers", "target": 0.95}, "plus or minus 0.08"),
+        ({"target": 0.5}, "belong to an allocation"),
+        ({"menu": "2:4"}, "belong to an allocation"),
+        ({"pattern": "150%"}, "share of kept weights '150%'"),
+        ({"calibration": "layervise"}, "Did you mean 'layerwise'"),
+        ({"search": "lbs"}, "Unknown search 'lbs'"),
+    ],
+)
+def test_words_that_do_not_go_together_are_refused(words, says):
+    with pytest.raises(InputError, match=says):
+        recipe_of(Magnitude(), **words)
