@@ -39,8 +39,8 @@ class Recipe:
         calibration: "sequential" takes a block's statistics from inputs that the pruned blocks
             before it produced, as Wanda and SparseGPT do; "dense" from the unpruned model;
             "layerwise" also from the pruned layers before it in its own block (SparseGPT's
-            --true_sequential); "matched" as layerwise, and what solves for weights or masks
-            (`reconstruct`, mask descent) aims at what the dense model has in the layer's place.
+            --true_sequential); "matched" as layerwise, and `reconstruct` aims at what the dense
+            model has in the layer's place.
         reconstruct: solves for the kept weights of the mask; None leaves them as the method does.
         allocation: gives each layer a sparsity of its own; None gives all of them `pattern`.
     """

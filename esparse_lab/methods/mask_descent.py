@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from esparse_lab.channel_stats import LayerStats, Needs
-from esparse_lab.curvature import aim, check_damping, hessian
+from esparse_lab.curvature import check_damping, hessian
 from esparse_lab.errors import InputError
 from esparse_lab.masks import Pattern, Sparsity
 from esparse_lab.methods.method import Choice, PruningMethod
@@ -34,8 +34,7 @@ WIDEST_ROW = 16384
 class MaskDescent(PruningMethod):
     """Start at Wanda's mask; give each group in turn the best mask while all others stay.
 
-    With E the pruned weights, the error is e H e^T for every row e of E. No step can raise it. With
-    statistics matched to the dense model, E is the distance from the weights that would match it.
+    With E the pruned weights, the error is e H e^T for every row e of E. No step can raise it.
 
     Attributes:
         damping: share of the Hessian's mean diagonal that is added to its diagonal.
@@ -62,26 +61,15 @@ class MaskDescent(PruningMethod):
         curvature = hessian(stats, self.damping).float()
         # A channel that is always zero adds nothing to the output, whatever its weight.
         weight = weight.float().masked_fill(stats.gram.diagonal() == 0, 0)
-        pull = aim(weight, stats, curvature) - weight.masked_fill(~start, 0) @ curvature
         if isinstance(sparsity, Pattern):
-            return Choice(_descend_groups(weight, start, pull, curvature, sparsity, self.sweeps))
-        return Choice(_descend_rows(weight, start, pull, curvature, self.sweeps))
+            return Choice(_descend_groups(weight, start, curvature, sparsity, self.sweeps))
+        return Choice(_descend_rows(weight, start, curvature, self.sweeps))
 
 
-def _descend_groups(
-    w: Tensor, mask: Tensor, pull: Tensor, h: Tensor, pattern: Pattern, sweeps: int
-) -> Tensor:
-    """Coordinate descent over groups of M channels, block by block, all rows at once.
-
-    Args:
-        w: weights, [out, in].
-        mask: where to start, bool [out, in].
-        pull: the error under that mask times `h`, [out, in]; overwritten.
-        h: the Hessian, [in, in].
-        pattern: N:M.
-        sweeps: rounds at most.
-    """
+def _descend_groups(w: Tensor, mask: Tensor, h: Tensor, pattern: Pattern, sweeps: int) -> Tensor:
+    """Coordinate descent over groups of M channels, block by block, all rows at once."""
     w, gone = w.contiguous(), w.masked_fill(mask, 0)
+    pull = gone @ h
     block = max(pattern.m, BLOCK // pattern.m * pattern.m)
     descend = _descend_block
     if runs_in_triton(w, block, pattern.m):
@@ -120,7 +108,7 @@ def _descend_block(
     Args:
         w: weights, float32 [out, in].
         gone: the pruned weights, zero where kept, [out, in]; written.
-        pull: the error times `h`, [out, in]; read only, the caller brings it up to date.
+        pull: `gone @ h`, [out, in]; read only, the caller brings it up to date.
         h: the Hessian, float32 [in, in].
         ways: which members go, float32 [way, member], by the size of a group.
         start: first column.
@@ -154,13 +142,13 @@ def _ways(size: int, n_kept: int, device: torch.device) -> Tensor:
     return torch.ones(len(kept), size, device=device).scatter_(1, kept, 0.0)
 
 
-def _descend_rows(w: Tensor, mask: Tensor, pull: Tensor, h: Tensor, sweeps: int) -> Tensor:
+def _descend_rows(w: Tensor, mask: Tensor, h: Tensor, sweeps: int) -> Tensor:
     """Without groups: in every row the best weight comes back and the worst goes, over and over."""
     w = w.contiguous()
     swap = _swap_in_rows
     if runs_in_triton(w, 1, 1) and w.shape[1] <= WIDEST_ROW:
         from esparse_lab.methods.kernels import swap_in_rows as swap
-    swapped = swap(w, mask, pull, h, sweeps * w.shape[1])
+    swapped = swap(w, mask, w.masked_fill(mask, 0) @ h, h, sweeps * w.shape[1])
     return swapped | mask.all(dim=1, keepdim=True)  # a row that keeps all has nothing to swap
 
 
@@ -170,7 +158,7 @@ def _swap_in_rows(w: Tensor, mask: Tensor, pull: Tensor, h: Tensor, most: int) -
     Args:
         w: weights, float32 [out, in].
         mask: where to start, bool [out, in].
-        pull: the error under that mask times `h`, [out, in]; overwritten.
+        pull: the pruned weights times `h`, [out, in]; overwritten.
         h: the Hessian, float32 [in, in].
         most: swaps of a row at most.
 
