@@ -32,6 +32,18 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _RUN = "run.json"
 
+# How checkpoints name the experts that a model holds as two stacks: by what they call the MLP.
+_EXPERTS = {
+    "mlp": {
+        "gate_up_proj": ("gate_proj.weight", "up_proj.weight"),
+        "down_proj": ("down_proj.weight",),
+    },
+    "block_sparse_moe": {
+        "gate_up_proj": ("w1.weight", "w3.weight"),
+        "down_proj": ("w2.weight",),
+    },
+}
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -83,7 +95,14 @@ class Checkpoint:
             module.get_submodule(path)._parameters[leaf] = filled
 
     def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU, in the dtype of the file."""
+        """One tensor of the model, on the CPU, in the dtype of the file."""
+        for mixture, of_expert in _EXPERTS.items():
+            stored = name.replace(".mlp.", f".{mixture}.")
+            path, _, parameter = stored.rpartition(".")
+            if name not in self.files and f"{path}.0.{of_expert['down_proj'][0]}" in self.files:
+                return self._stacked(path, of_expert[parameter])
+            if name not in self.files and stored in self.files:
+                name = stored
         if name not in self.files:
             near = sorted(self.files)[:3]
             raise EsparseError(
@@ -96,6 +115,14 @@ class Checkpoint:
                 return file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise EsparseError(f"{self.files[name]} cannot be read: {error}.") from error
+
+    def _stacked(self, path: str, parts: tuple[str, ...]) -> Tensor:
+        """Experts that are stored one by one, as the model holds them: [expert, out, in]."""
+        n_experts = sum(name.startswith(f"{path}.") for name in self.files) // 3
+        experts = range(n_experts)
+        return torch.stack(
+            [torch.cat([self.read(f"{path}.{e}.{part}") for part in parts]) for e in experts]
+        )
 
 
 def _names(path: Path) -> list[str]:

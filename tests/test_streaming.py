@@ -47,7 +47,9 @@ def assert_same_weights(folder, model):
         assert torch.equal(parameter, there[name]), name
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi3", "opt", "gpt2", "bloom"])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "gemma2", "phi3", "opt", "gpt2", "bloom", "mixtral", "qwen2_moe"]
+)
 def test_streamed_equals_in_memory(model_type, tokens, tmp_path):
     model = random_model(model_type)
     model.save_pretrained(tmp_path / "dense")
