@@ -197,16 +197,16 @@ def search_trace(
     return pd.DataFrame(rows, columns=["search", "swaps", "retained_share"])
 
 
-def output_error(weight: Tensor, mask: Tensor, activations: Tensor) -> float:
-    """Share of a layer's output energy that the mask loses: |(W - M*W) X|^2 / |W X|^2 (Eq. 4).
+def output_error(weight: Tensor, pruned: Tensor, activations: Tensor) -> float:
+    """Share of a layer's output energy that pruning loses: |(W - W') X|^2 / |W X|^2 (Eq. 4).
 
     Args:
-        weight: [out, in].
-        mask: bool [out, in].
+        weight: W, [out, in].
+        pruned: W', [out, in].
         activations: what the layer reads, [..., in].
     """
     x = activations.flatten(0, -2).float()
-    lost = torch.nn.functional.linear(x, weight.float().masked_fill(mask, 0))
+    lost = torch.nn.functional.linear(x, weight.float() - pruned.float())
     whole = torch.nn.functional.linear(x, weight.float())
     return float(lost.double().square().sum() / whole.double().square().sum())
 

@@ -192,6 +192,12 @@ def test_a_kept_ladder_comes_back_with_its_spread(loaded, tokens, tmp_path, monk
     assert (spread.peak_memory_gib[1:] == 1.5).all()
 
 
+def test_output_error_is_the_lost_share_of_the_outputs_energy():
+    weight, pruned = torch.tensor([[3.0, 1.0]]), torch.tensor([[4.0, 0.0]])
+    x = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])  # outputs 3 and 2 become 4 and 0
+    assert tables.output_error(weight, pruned, x) == pytest.approx((1 + 4) / (9 + 4))
+
+
 def test_a_model_pruned_in_memory_is_measured_anew(loaded, tokens):
     dense = perplexity_ladder(loaded, tokens, tokens, [], progress=False).perplexity[0]
     prune_model(loaded.model, None, Recipe(Magnitude(), Pattern(1, 4)), progress=False)
