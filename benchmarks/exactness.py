@@ -142,23 +142,26 @@ class MlpAlone:
 
 
 def run_ours(model: LlamaForCausalLM, tokens: Tensor, check: Check) -> dict[str, Tensor]:
-    """Prune `model` in place; returns every layer's scores."""
+    """Prune `model` in place; returns the scores of the layers pruned, if any were asked for."""
     sparsity = parse_sparsity(check.sparsity)
     recipe = Recipe(METHODS[check.method](), sparsity)
     if check.method == "dass":
         recipe = replace(recipe, allocation=MlpAlone(sparsity))
-    layer_at = {layer.weight.data_ptr(): name for name, layer in prunable_layers(model).items()}
-    scores, score = {}, METHODS[check.method].score
+    tape, score = [], METHODS[check.method].score
 
     def record(method, weight: Tensor, stats) -> Tensor:
-        result = score(method, weight, stats)
-        if weight.data_ptr() in layer_at:
-            scores[layer_at[weight.data_ptr()]] = result.clone()
-        return result
+        tape.append(score(method, weight, stats))
+        return tape[-1]
 
     with patch.object(METHODS[check.method], "score", record):
-        prune_model(model, tokens, recipe, progress=False)
-    return scores
+        pruned = prune_model(model, tokens, recipe, progress=False)
+    # In layer order; layers that read one activation may have been scored as one matrix.
+    rows = (row for scores in tape for row in scores)
+    return {
+        layer.name: torch.stack([next(rows) for _ in layer.mask])
+        for layer in pruned
+        if tape and layer.sparsity is not None
+    }
 
 
 @contextlib.contextmanager
@@ -222,8 +225,7 @@ def compare(check: Check, code: types.ModuleType, seeds: int) -> dict[str, objec
                     columns = 128 if check.method == "sparsegpt" else a.shape[1]
                     expected_more += math.ceil(a.shape[1] / columns)
             if tape and check.method != "sparsegpt":
-                pruned = {n: s for n, s in scores.items() if check.method != "dass" or ".mlp." in n}
-                score_differences.append(largest_score_difference(tape, pruned))
+                score_differences.append(largest_score_difference(tape, scores))
     weight_difference = max(weight_differences, default=math.nan)
     score_difference = max(score_differences, default=math.nan)
     if check.one_less is False:

@@ -5,8 +5,9 @@ states that travel from block to block.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -201,14 +202,42 @@ def block_stats(
         numbers: of the groups that are wanted; None for all.
     """
     gathered = accumulators(walk, index, needs, numbers)
-    with ExitStack() as hooks:
-        for number, accumulator in gathered.items():
-            group = walk.blocks[index].groups[number]
-            hooks.enter_context(on_input(group, walk.length, accumulator.add))
-        for out in walk.run(index):
-            if returned is not None:
-                returned.append(out)
+    _read_inputs(walk, index, {n: gathered[n].add for n in gathered}, returned)
     return finished_stats(walk, index, needs, gathered)
+
+
+class _InputsRead(Exception):
+    """Leaves a block's forward once every wanted input was seen."""
+
+
+def _read_inputs(
+    walk: BlockWalk,
+    index: int,
+    receivers: dict[int, Callable[[Tensor], None]],
+    returned: list[Tensor] | None = None,
+) -> None:
+    """Hand to each receiver what the group of its number in block `index` reads, batch by batch.
+
+    Each batch's forward ends with the last of these inputs, unless its output is `returned`.
+    """
+    waiting: set[int] = set()
+
+    def receive(number: int, x: Tensor) -> None:
+        receivers[number](x)
+        waiting.discard(number)
+        if not waiting and returned is None:
+            raise _InputsRead
+
+    with ExitStack() as hooks:
+        for number in receivers:
+            group = walk.blocks[index].groups[number]
+            hooks.enter_context(on_input(group, walk.length, partial(receive, number)))
+        for batch in range(len(walk.hidden)):
+            waiting.update(receivers)
+            with suppress(_InputsRead):
+                out = walk.run_batch(index, batch)
+                if returned is not None:
+                    returned.append(out)
 
 
 def accumulators(
@@ -229,11 +258,7 @@ def finished_stats(
     groups = walk.blocks[index].groups
     again = {n: gathered[n].add_again for n in gathered if gathered[n].wants_again}
     if again:
-        with ExitStack() as hooks:
-            for number, receive in again.items():
-                hooks.enter_context(on_input(groups[number], walk.length, receive))
-            for _ in walk.run(index):
-                pass
+        _read_inputs(walk, index, again)
     of_group = {
         n: accumulator.finish(groups[n].layers[groups[n].name].weight.shape[1])
         for n, accumulator in gathered.items()

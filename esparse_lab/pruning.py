@@ -193,8 +193,9 @@ def _prune_group(
 ) -> list[PrunedLayer]:
     """Prune the layers that read one activation."""
     for name, layer in group.layers.items():
-        broken = int((~layer.weight.isfinite()).sum())
-        if broken:
+        low, high = layer.weight.aminmax()  # one pass: both are NaN if any weight is
+        if not (low.isfinite() & high.isfinite()):
+            broken = int((~layer.weight.isfinite()).sum())
             raise EsparseError(
                 f"{name}: {broken} of {layer.weight.numel()} weights are NaN or infinite. Load "
                 "the model from an intact checkpoint."
@@ -222,22 +223,22 @@ def _prune_named(
     started = time.perf_counter()
     method = recipe.method
     axis = method.group_axis(stats)
-    scores = {name: method.score(layer.weight, stats) for name, layer in group.layers.items()}
-    if axis == "out":
-        scores = {name: score.T for name, score in scores.items()}
     order = None
     if recipe.search is not None:
-        order = search_order(torch.cat(list(scores.values())), recipe.pattern, recipe.search)
+        scores = [method.score(layer.weight, stats) for layer in group.layers.values()]
+        scores = [score.T for score in scores] if axis == "out" else scores
+        order = search_order(torch.cat(scores), recipe.pattern, recipe.search)
     outcomes: dict[str, Choice] = {}
     for names in _stackable(group, method, sparsities):
         rows = [group.layers[name].weight for name in names]
         stacked = torch.cat(rows)
         outcome = _outcome(stacked, stats, sparsities[names[0]], order, axis, recipe)
-        parts = outcome.mask.split([len(r) for r in rows])
-        weights = [None] * len(rows)
-        if outcome.weight is not None:
-            weights = outcome.weight.split([len(r) for r in rows])
-        outcomes |= {n: Choice(m, w) for n, m, w in zip(names, parts, weights, strict=True)}
+        lengths = [len(r) for r in rows]
+        parts = [
+            [None] * len(rows) if whole is None else whole.split(lengths)
+            for whole in (outcome.mask, outcome.weight, outcome.scores)
+        ]
+        outcomes |= {n: Choice(*of_layer) for n, *of_layer in zip(names, *parts, strict=True)}
     errors = {}
     for name, outcome in outcomes.items():
         layer = group.layers[name]
@@ -251,7 +252,7 @@ def _prune_named(
             name,
             outcomes[name].mask.cpu(),
             order,
-            _kept_share(scores[name].T if axis == "out" else scores[name], outcomes[name].mask),
+            _kept_share(outcomes[name]),
             seconds,
             sparsities[name],
             axis,
@@ -292,23 +293,28 @@ def _outcome(
     elif axis == "out":
         back = order.inverse
         of_rows = replace(stats, output_norm=stats.output_norm[order.index])
-        choice = Choice(choose(weight[order.index], of_rows, sparsity).mask[back])
+        choice = choose(weight[order.index], of_rows, sparsity)
+        choice = Choice(choice.mask[back], scores=choice.scores[back])
     else:
         back = order.inverse
         permuted = None if stats is None else stats.ordered(order.index)
         choice = choose(weight[:, order.index], permuted, sparsity)
         updated = None if choice.weight is None else choice.weight[:, back]
-        choice = Choice(choice.mask[:, back], updated)
+        choice = Choice(choice.mask[:, back], updated, choice.scores[:, back])
     if recipe.reconstruct is not None:
         solved = recipe.reconstruct.solve(weight, choice.mask, stats)
-        choice = Choice(choice.mask, solved)
+        choice = replace(choice, weight=solved)
     return choice
 
 
-def _kept_share(scores: Tensor, mask: Tensor) -> float:
-    """Share of the total score that `mask` keeps, 0 to 1; 1 of nothing."""
-    total = float(scores.sum(dtype=torch.float64))
-    return float((scores * mask).sum(dtype=torch.float64)) / total if total else 1.0
+def _kept_share(outcome: Choice) -> float:
+    """Share of the layer's total score that is kept, 0 to 1; 1 of nothing."""
+    if outcome.scores is None:
+        return 1.0
+    # Summed row by row, then in float64: no wide copy of the matrix.
+    total = float(outcome.scores.sum(dim=1).double().sum())
+    kept = float((outcome.scores * outcome.mask).sum(dim=1).double().sum())
+    return kept / total if total else 1.0
 
 
 def _output_error(weight: Tensor, outcome: Choice, stats: LayerStats | None) -> float | None:

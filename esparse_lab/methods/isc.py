@@ -4,7 +4,7 @@ Shao et al. 2023, "One-Shot Sensitivity-Aware Mixed Sparsity Pruning for Large L
 arXiv 2310.09499, Eq. 4.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -41,13 +41,18 @@ class ISC(PruningMethod):
     def score(self, weight: Tensor, stats: LayerStats) -> Tensor:
         """The saliency before any update, float32 [out, in]."""
         curvature = hessian(stats, self.damping)
-        inverse_diagonal = inverse_factor(curvature).square().sum(dim=0)
-        return weight.float().square() * (curvature.diagonal() + 1 / inverse_diagonal).float()
+        return _scores(weight, curvature, inverse_factor(curvature))
 
     def choose(self, weight: Tensor, stats: LayerStats, sparsity: Sparsity) -> Choice:
         """Mask and updated weights, float32."""
         curvature = hessian(stats, self.damping)
         factor = inverse_factor(curvature)
-        weight = weight.float().masked_fill(stats.gram.diagonal() == 0, 0)
+        live = weight.float().masked_fill(stats.gram.diagonal() == 0, 0)
         saliency = curvature.diagonal() + factor.diagonal() ** -2
-        return sweep(weight, factor, saliency, sparsity, self.block)
+        choice = sweep(live, factor, saliency, sparsity, self.block)
+        return replace(choice, scores=_scores(weight, curvature, factor))
+
+
+def _scores(weight: Tensor, curvature: Tensor, factor: Tensor) -> Tensor:
+    of_channel = curvature.diagonal() + 1 / factor.square().sum(dim=0)
+    return weight.float().square() * of_channel.float()

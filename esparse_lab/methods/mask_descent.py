@@ -57,13 +57,16 @@ class MaskDescent(PruningMethod):
 
     def choose(self, weight: Tensor, stats: LayerStats, sparsity: Sparsity) -> Choice:
         """The mask where the descent ends."""
-        start = sparsity.mask(self.score(weight, stats))
+        scores = self.score(weight, stats)
+        start = sparsity.mask(scores)
         curvature = hessian(stats, self.damping).float()
         # A channel that is always zero adds nothing to the output, whatever its weight.
         weight = weight.float().masked_fill(stats.gram.diagonal() == 0, 0)
         if isinstance(sparsity, Pattern):
-            return Choice(_descend_groups(weight, start, curvature, sparsity, self.sweeps))
-        return Choice(_descend_rows(weight, start, curvature, self.sweeps))
+            mask = _descend_groups(weight, start, curvature, sparsity, self.sweeps)
+        else:
+            mask = _descend_rows(weight, start, curvature, self.sweeps)
+        return Choice(mask, scores=scores)
 
 
 def _descend_groups(w: Tensor, mask: Tensor, h: Tensor, pattern: Pattern, sweeps: int) -> Tensor:

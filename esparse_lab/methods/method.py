@@ -20,10 +20,13 @@ class Choice:
         mask: True where the weight is kept, bool [out, in].
         weight: the weights after pruning, [out, in], zero where not kept, float32; None from a
             method that leaves kept weights as they are.
+        scores: importance of each weight of the dense matrix, as `PruningMethod.score` gives it,
+            [out, in]; None where nothing was compared.
     """
 
     mask: Tensor
     weight: Tensor | None = None
+    scores: Tensor | None = None
 
 
 class PruningMethod(ABC):
@@ -69,5 +72,5 @@ class ByScore(PruningMethod):
         """The best scores of each group."""
         scores = self.score(weight, stats)
         if self.group_axis(stats) == "out":
-            return Choice(sparsity.mask(scores.T).T)
-        return Choice(sparsity.mask(scores))
+            return Choice(sparsity.mask(scores.T).T, scores=scores)
+        return Choice(sparsity.mask(scores), scores=scores)

@@ -3,7 +3,7 @@
 Frantar and Alistarh 2023, arXiv 2301.00774, Algorithm 1.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -35,13 +35,16 @@ class SparseGPT(PruningMethod):
 
     def score(self, weight: Tensor, stats: LayerStats) -> Tensor:
         """w^2 / [H^-1]_jj before any update, float32 [out, in]."""
-        factor = inverse_factor(hessian(stats, self.damping))
-        inverse_diagonal = factor.square().sum(dim=0)
-        return weight.float().square() / inverse_diagonal.float()
+        return _scores(weight, inverse_factor(hessian(stats, self.damping)))
 
     def choose(self, weight: Tensor, stats: LayerStats, sparsity: Sparsity) -> Choice:
         """Mask and updated weights, float32."""
         factor = inverse_factor(hessian(stats, self.damping))
         # A channel that is always zero adds nothing to the output, whatever its weight.
-        weight = weight.float().masked_fill(stats.gram.diagonal() == 0, 0)
-        return sweep(weight, factor, factor.diagonal() ** -2, sparsity, self.block)
+        live = weight.float().masked_fill(stats.gram.diagonal() == 0, 0)
+        choice = sweep(live, factor, factor.diagonal() ** -2, sparsity, self.block)
+        return replace(choice, scores=_scores(weight, factor))
+
+
+def _scores(weight: Tensor, factor: Tensor) -> Tensor:
+    return weight.float().square() / factor.square().sum(dim=0).float()

@@ -78,52 +78,27 @@ def _eliminate(
     Returns:
         The errors of the block's columns, [out, column].
     """
-    end = min(start + block, w.shape[1])
-    step = _columns_at_once(group)
-    powers = 2.0 ** torch.arange(step, device=w.device)
-    errors = torch.zeros_like(w[:, start:end])
-    of_code = _errors_by_code(u, start, end, step)
-    for left in range(start, end, step):
-        right = min(left + step, end)
-        if kept is not None and (left - start) % group == 0:
-            members = slice(left, min(left + group, end))
-            saliency = (w[:, members] * root[members]).square()
-            n_pruned = max(0, saliency.shape[1] - kept)
-            worst = saliency.topk(n_pruned, dim=1, largest=False).indices
-            pruned[:, members].scatter_(1, worst, 1.0)
-        code = (pruned[:, left:right] @ powers[: right - left]).long()
-        maps = of_code[(left - start) // step][code][:, : right - left, : right - left]
-        error = torch.bmm(w[:, None, left:right], maps)[:, 0]
-        errors[:, left - start : right - start] = error
-        w[:, left:end].addmm_(error, u[left:right, left:end], alpha=-1)
-    return errors
-
-
-def _columns_at_once(group: int) -> int:
-    """The largest divisor of `group` that is at most 8: 2^8 cases of pruned columns are tabled."""
-    return max(step for step in range(1, 9) if group % step == 0)
-
-
-def _errors_by_code(u: Tensor, start: int, end: int, step: int) -> Tensor:
-    """Maps from the weights of `step` columns to their errors, for every set of pruned columns.
-
-    The sweep gives, column by column, e_i = (w_i - sum over k < i of e_k u_ki) / u_ii where column
-    i is pruned and 0 where not. That is linear in w, so each set of pruned columns has one matrix
-    A with e = w A, and no loop over columns is left.
-
-    Returns:
-        A by step and by code (the sum of 2^i over pruned columns i), [step, 2^columns, column,
-        column].
-    """
-    n_steps = -(-(end - start) // step)
-    corner = torch.eye(n_steps * step, dtype=u.dtype, device=u.device)
-    corner[: end - start, : end - start] = u[start:end, start:end]
-    places = torch.arange(n_steps, device=u.device)
-    inside = corner.view(n_steps, step, n_steps, step)[places, :, places]  # [step, column, column]
-    codes = torch.arange(2**step, device=u.device)
-    is_pruned = (codes[:, None] >> torch.arange(step, device=u.device) & 1).to(u)
-    # e T = w D with T = diag(u) + (u above the diagonal) D, D the pruned columns.
-    diagonal = torch.diag_embed(inside.diagonal(dim1=1, dim2=2))[:, None]
-    above = inside.triu(1)[:, None] * is_pruned[None, :, None, :]
-    pruned_diagonal = torch.diag_embed(is_pruned).expand(n_steps, -1, -1, -1)
-    return torch.linalg.solve_triangular(diagonal + above, pruned_diagonal, upper=True, left=False)
+    inside = slice(start, min(start + block, w.shape[1]))
+    # Transposed: what is done to a column is then done to one contiguous vector.
+    columns, goes = w[:, inside].T.contiguous(), pruned[:, inside].T.contiguous()
+    u, root = u[inside, inside], root[inside, None]
+    errors = torch.empty_like(columns)
+    column, error, row_of_u = columns.unbind(), errors.unbind(), u.unbind()
+    per_pivot = 1 / u.diagonal()[:, None]
+    n_columns = len(column)
+    step = 8 if kept is None else group  # the rest of the block follows a few columns at a time
+    for left in range(0, n_columns, step):
+        right = min(left + step, n_columns)
+        if kept is not None:
+            saliency = (columns[left:right] * root[left:right]).square_()
+            n_pruned = max(0, right - left - kept)
+            worst = saliency.topk(n_pruned, dim=0, largest=False).indices
+            goes[left:right].scatter_(0, worst, 1.0)
+        scales = (goes[left:right] * per_pivot[left:right]).unbind()
+        for k in range(left, right):
+            torch.mul(column[k], scales[k - left], out=error[k])
+            if k + 1 < right:
+                columns[k + 1 : right].addr_(row_of_u[k][k + 1 : right], error[k], alpha=-1)
+        columns[right:].addmm_(u[left:right, right:].T, errors[left:right], alpha=-1)
+    w[:, inside], pruned[:, inside] = columns.T, goes.T
+    return errors.T
