@@ -1,8 +1,13 @@
 """The README says what is so: its links lead somewhere and its figures are the kept ones."""
 
 import re
+import shlex
 from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
+from esparse_lab.cli import app
 from esparse_lab.tables import over_seeds, reference_ladder
 
 HOME = Path(__file__).parent.parent
@@ -19,6 +24,14 @@ def test_links_lead_somewhere():
 def test_notebooks_are_all_listed():
     listed = re.findall(r"\(notebooks/(\S+)\.ipynb\)", README)
     assert listed == sorted(p.stem for p in (HOME / "notebooks").glob("[0-9]*.ipynb"))
+
+
+@pytest.mark.parametrize("line", re.findall(r"^esparse (prune .*?) *(?:#|$)", README, re.MULTILINE))
+def test_commands_that_prune_are_understood(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # A name that is refused at once, after the recipe was understood.
+    result = CliRunner().invoke(app, shlex.split(line.replace("MODEL", "smolm2-135m")))
+    assert "Did you mean 'smollm2-135m'?" in result.stderr
 
 
 def test_the_ladder_is_the_kept_one():
