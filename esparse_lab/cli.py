@@ -220,6 +220,21 @@ def prune(
     revision: Revision = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Bring in one block at a time, for models larger than the memory. A run that is "
+            "stopped goes on where it was.",
+        ),
+    ] = False,
+    activations: Annotated[
+        str | None,
+        typer.Option(
+            help="With --stream, where activations live between blocks: device, cpu or disk. Left "
+            "out: device."
+        ),
+    ] = None,
 ) -> None:
     """Prune a model; save it as a transformers folder.
 
@@ -230,14 +245,16 @@ def prune(
       esparse prune smollm2-135m --method sparsegpt --set damping=0.1 --pattern 50% --out s
       esparse prune smollm2-135m --method mask_descent --reconstruct --out m
       esparse prune smollm2-135m --allocation hessian --menu '3:8, 4:8, 5:8' --out mixed
+      esparse prune path/to/llama-70b --stream --activations cpu --dtype float16 --out big
     """  # noqa: D301
     from esparse_lab.atomic import building_folder, write_atomically
     from esparse_lab.corpora import load_corpus, token_windows, tokens_sha256
-    from esparse_lab.models import load_model
+    from esparse_lab.models import load_model, stored_model
     from esparse_lab.pruning import prune_model
     from esparse_lab.recipes import method_of, recipe_of
     from esparse_lab.reports.parameters import parse_assignments
     from esparse_lab.run_record import git_state, versions
+    from esparse_lab.streaming import prune_checkpoint
 
     _check_new_folder(out)
     given = [*(setting or []), *([] if alpha is None else [f"alpha={alpha}"])]
@@ -251,18 +268,21 @@ def prune(
         target=target,
         menu=menu,
     )
-    loaded = load_model(model, revision=revision, dtype=dtype, device=device)
+    if activations is not None and not stream:
+        raise InputError("--activations belongs to --stream: add that, or leave it out.")
+    if stream:
+        source = stored_model(model, revision=revision)
+    else:
+        source = load_model(model, revision=revision, dtype=dtype, device=device)
     text = load_corpus(corpus, "train")
     tokens = token_windows(
-        loaded.tokenizer, text, split="train", length=length, count=sequences, seed=seed
+        source.tokenizer, text, split="train", length=length, count=sequences, seed=seed
     )
-    with building_folder(out) as folder:  # first, so that a bad place is found at once
-        started = time.perf_counter()
-        layers = prune_model(loaded.model, tokens, recipe)
-        seconds = time.perf_counter() - started
-        retained = sum(layer.retained_share for layer in layers) / len(layers)
+    started = time.perf_counter()
+
+    def describe(folder: Path, records: list[dict]) -> None:
         facts = {
-            "model": {"name": loaded.name, "revision": loaded.revision, "dtype": dtype},
+            "model": {"name": source.name, "revision": source.revision, "dtype": dtype},
             "recipe": {
                 "method": repr(recipe.method),
                 "pattern": str(recipe.pattern),
@@ -276,21 +296,37 @@ def prune(
                 "tokens": {"shape": list(tokens.shape), "sha256": tokens_sha256(tokens)},
                 "seed": seed,
             },
-            "retained_share": retained,
-            "layers": {layer.name: layer.retained_share for layer in layers},
-            "sparsities": {layer.name: str(layer.sparsity or "dense") for layer in layers},
-            "seconds": seconds,
+            "layers": records,
+            "seconds": time.perf_counter() - started,
             "versions": versions(),
             "git": git_state(),
         }
-        loaded.model.save_pretrained(folder, safe_serialization=True)
-        loaded.tokenizer.save_pretrained(folder)
         write_atomically(folder / "recipe.json", json.dumps(facts, indent=2) + "\n")
-        # Another program may have filled the place while this one pruned.
-        _check_new_folder(out)
+
+    if stream:
+        records = prune_checkpoint(
+            source.folder,
+            out,
+            tokens,
+            recipe,
+            device=device,
+            dtype=dtype,
+            activations=activations or "device",
+            describe=describe,
+        )
+    else:
+        with building_folder(out) as folder:  # first, so that a bad place is found at once
+            records = [layer.record() for layer in prune_model(source.model, tokens, recipe)]
+            source.model.save_pretrained(folder, safe_serialization=True)
+            source.tokenizer.save_pretrained(folder)
+            describe(folder, records)
+            # Another program may have filled the place while this one pruned.
+            _check_new_folder(out)
+    seconds = time.perf_counter() - started
+    retained = sum(record["retained_share"] for record in records) / len(records)
     shares = recipe.pattern if recipe.allocation is None else "shares of their own"
     typer.echo(
-        f"{len(layers)} layers pruned to {shares} in {seconds:.1f} s, "
+        f"{len(records)} layers pruned to {shares} in {seconds:.1f} s, "
         f"retained share of the score {retained:.4f} (mean over layers)"
     )
     typer.echo(f"saved in {out}; measure it with: esparse eval {out}")

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -132,7 +132,7 @@ def load_model(
         EsparseError: the hub or the package index does not give the model, or its weights are
             damaged, missing in part or not finite.
     """
-    dtype, device = _dtype(dtype), _device(device)
+    dtype, device = dtype_of(dtype), device_of(device)
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     on_hub = name not in EMBEDDED_MODELS and not path.exists()
     if revision is not None and not on_hub:
@@ -155,6 +155,53 @@ def load_model(
     model = model.to(device)  # from_pretrained left it in eval mode
     check_finite_weights(model)
     return LoadedModel(model, tokenizer, name, revision)
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model that stays on disk, to be read piece by piece.
+
+    Attributes:
+        folder: holds its safetensors and config.json.
+        tokenizer: of the model.
+        name: as of `LoadedModel`.
+        revision: likewise.
+    """
+
+    folder: Path
+    tokenizer: transformers.PreTrainedTokenizerBase
+    name: str
+    revision: str
+
+
+def stored_model(name_or_path: str | Path, *, revision: str | None = None) -> StoredModel:
+    """Find a model's files without reading its weights; those on the hub are fetched.
+
+    Args and errors are those of `load_model`; a .gguf file cannot be read piece by piece.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if name in EMBEDDED_MODELS:
+        path = ensure_embedded_model(name)
+        found = f"sha256:{_read_source(path)['safetensors']['sha256']}"
+    elif path.is_dir():
+        name, found = path.resolve().name, f"sha256:{_folder_digest(_model_folder(path))}"
+    elif path.exists():
+        raise InputError(
+            f"{path} is one file: only a folder of safetensors is read piece by piece."
+        )
+    else:
+        _check_hub_id(name)
+        try:
+            wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+            path = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        except Exception as error:  # whatever the hub client and its HTTP library raise
+            raise _hub_error(name, revision, error) from error
+        found = path.name  # the hub's cache keeps the files of a commit in a folder of that name
+    with _quiet(), _readable(f"the tokenizer in {path}"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+    return StoredModel(path, tokenizer, name, found)
 
 
 def check_finite_weights(model: torch.nn.Module) -> None:
@@ -256,7 +303,8 @@ def _check_copy(folder: Path) -> None:
     )
 
 
-def _load_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def _model_folder(folder: Path) -> Path:
+    """The folder itself, when it holds what a model is made of."""
     files = {child.name for child in folder.iterdir()}
     if "config.json" not in files:
         raise InputError(
@@ -275,6 +323,11 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             f"{folder} has no tokenizer ({', '.join(_TOKENIZERS)}). Save it there with "
             "`tokenizer.save_pretrained`."
         )
+    return folder
+
+
+def _load_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    _model_folder(folder)
     with _quiet(), _readable(f"the model in {folder}"):
         return _from_pretrained(str(folder), dtype, local_files_only=True)
 
@@ -300,7 +353,7 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         )
 
 
-def _load_hub(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any, str]:
+def _check_hub_id(name: str) -> None:
     if not _HUB_ID.fullmatch(name):
         raise InputError(
             f"{name!r} does not exist here and is no Hugging Face id (owner/name). Check the path; "
@@ -308,6 +361,10 @@ def _load_hub(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any,
         )
     if get_close_matches(name, EMBEDDED_MODELS, n=1, cutoff=0.7):
         raise unknown("model", name, EMBEDDED_MODELS)
+
+
+def _load_hub(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any, str]:
+    _check_hub_id(name)
     try:
         # The hub's cache keeps the files of a commit in a folder of that name.
         commit = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
@@ -421,7 +478,8 @@ def _folder_digest(folder: Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
+    """The floating point type of that name; raises `InputError` with the nearest names."""
     if dtype in DTYPES.values():
         return dtype
     name = str(dtype).removeprefix("torch.")
@@ -430,7 +488,8 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _device(device: torch.device | str) -> torch.device:
+def device_of(device: torch.device | str) -> torch.device:
+    """The device of that name, "auto" for the best there is; raises `InputError` if it is not."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -99,6 +99,20 @@ class PrunedLayer:
     n_tokens: int = 0
     output_error: float | None = None
 
+    def record(self) -> dict:
+        """What can be written down of it: all but the mask and the order."""
+        return {
+            "name": self.name,
+            "sparsity": "dense" if self.sparsity is None else str(self.sparsity),
+            "group_axis": self.group_axis,
+            "kept": int(self.mask.sum()),
+            "weights": self.mask.numel(),
+            "retained_share": self.retained_share,
+            "output_error": self.output_error,
+            "n_tokens": self.n_tokens,
+            "seconds": self.seconds,
+        }
+
 
 @torch.no_grad()
 def prune_model(

@@ -24,6 +24,7 @@ from esparse_lab.atomic import write_atomically
 from esparse_lab.capture import BlockWalk
 from esparse_lab.corpora import tokens_sha256
 from esparse_lab.errors import EsparseError, InputError, unknown
+from esparse_lab.models import device_of, dtype_of
 from esparse_lab.pruning import PrunedLayer, Recipe, layer_sparsities, prune_block, twin_of
 
 Place = Literal["device", "cpu", "disk"]
@@ -137,11 +138,12 @@ def prune_checkpoint(
     tokens: Tensor | None,
     recipe: Recipe,
     *,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float16,
+    device: str = "auto",
+    dtype: torch.dtype | str = "float16",
     activations: Place = "device",
     progress: bool = True,
     after_block: Callable[[int], None] | None = None,
+    describe: Callable[[Path, list[dict]], None] | None = None,
 ) -> list[dict]:
     """Prune the model in `source` into the new folder `out`, block by block.
 
@@ -154,12 +156,13 @@ def prune_checkpoint(
         out: the folder to make; must not exist.
         tokens: calibration tokens, int64 [sequence, position]; None for a recipe without needs.
         recipe: what to do. An allocation that measures the whole model first cannot be streamed.
-        device: where blocks run.
+        device: where blocks run; "auto" is cuda when there is one, else cpu.
         dtype: of the weights that run and of those that are written.
         activations: where hidden states live between blocks: on the device, in CPU memory, or in
             files under the partial folder.
         progress: show a bar, one step a block.
         after_block: called with the number of each block that is finished.
+        describe: called with the folder and all records before the folder gets its name.
 
     Returns:
         What each layer's record in pruned.json holds.
@@ -170,12 +173,14 @@ def prune_checkpoint(
     """
     if activations not in get_args(Place):
         raise unknown("place of activations", activations, get_args(Place))
+    device, dtype = device_of(device), dtype_of(dtype)
+    if out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
     if out.exists():
-        raise InputError(f"{out} exists already. Choose another folder.")
+        raise InputError(f"{out} exists already and is not an empty folder. Choose another.")
     checkpoint = Checkpoint.open(source)
     partial = out.with_name(f"{out.name}.partial")
     _open_run(partial, source, checkpoint, tokens, recipe, f"{dtype} on {device}")
-    device = torch.device(device)
     model = _skeleton(source, dtype)
     inside = {id(p) for block in transformer_blocks(model) for p in block.module.parameters()}
     _fill_outside_blocks(model, checkpoint, inside, device, dtype)
@@ -209,7 +214,14 @@ def prune_checkpoint(
         block.module.to("meta")
         if after_block is not None:
             after_block(index)
-    _finish(partial, out, source, checkpoint, model, inside, len(blocks), dtype)
+    _finish(partial, source, checkpoint, model, len(blocks), dtype)
+    if describe is not None:
+        describe(partial, records)
+    partial.rename(out)
+    # Only now: a run that is killed before can still be taken up.
+    for pattern in ("orders-*.safetensors", "block-*.json", "hidden-*.bin", _RUN):
+        for path in out.glob(pattern):
+            path.unlink()
     return records
 
 
@@ -313,35 +325,20 @@ def _write_block(
     save_file(weights, partial / f"block-{index:05}.safetensors", metadata={"format": "pt"})
     orders = {p.name: p.order.index.cpu().clone() for p in pruned if p.order is not None}
     save_file(orders, partial / f"orders-{index:05}.safetensors")
-    records = [
-        {
-            "name": layer.name,
-            "sparsity": None if layer.sparsity is None else str(layer.sparsity),
-            "group_axis": layer.group_axis,
-            "kept": int(layer.mask.sum()),
-            "weights": layer.mask.numel(),
-            "retained_share": layer.retained_share,
-            "output_error": layer.output_error,
-            "n_tokens": layer.n_tokens,
-            "seconds": layer.seconds,
-        }
-        for layer in pruned
-    ]
+    records = [layer.record() for layer in pruned]
     write_atomically(partial / f"block-{index:05}.json", json.dumps(records))
     return records
 
 
 def _finish(
     partial: Path,
-    out: Path,
     source: Path,
     checkpoint: Checkpoint,
     model: PreTrainedModel,
-    inside: set[int],
     n_blocks: int,
     dtype: torch.dtype,
 ) -> None:
-    """Turn the partial folder into a transformers folder and give it its name."""
+    """Turn the partial folder into a transformers folder."""
     in_blocks = {f"{block.name}." for block in transformer_blocks(model)}
     rest = {
         name: checkpoint.read(name)
@@ -357,7 +354,7 @@ def _finish(
         with safe_open(partial / f"orders-{index:05}.safetensors", "pt") as file:
             orders |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         records += json.loads((partial / f"block-{index:05}.json").read_text())
-    size = sum(path.stat().st_size for path in partial.glob("*.safetensors"))
+    size = sum(path.stat().st_size for path in set(map(partial.joinpath, weight_map.values())))
     if orders:
         save_file(orders, partial / "orders.safetensors")
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
@@ -365,10 +362,7 @@ def _finish(
     write_atomically(partial / "pruned.json", json.dumps(records, indent=1))
     model.config.save_pretrained(partial)
     for path in source.iterdir():
-        kept = path.suffix in (".json", ".model", ".txt", ".jinja") and path.name != _INDEX
+        ours = path.name in ("recipe.json", "pruned.json")  # of an earlier pruning
+        kept = path.suffix in (".json", ".model", ".txt", ".jinja") and not ours
         if kept and path.is_file() and not (partial / path.name).exists():
             write_atomically(partial / path.name, path.read_bytes())
-    for pattern in ("orders-*.safetensors", "block-*.json", "hidden-*.bin", _RUN):
-        for path in partial.glob(pattern):
-            path.unlink()
-    partial.rename(out)

@@ -167,7 +167,8 @@ def test_pruning_saves_a_model_that_transformers_loads(folder, tmp_path):
     assert recipe["recipe"]["method"] == "Wanda()"
     assert recipe["calibration"]["tokens"]["shape"] == [2, 32]
     assert recipe["model"]["revision"].startswith("sha256:")
-    assert f"retained share of the score {recipe['retained_share']:.4f}" in result.stdout
+    shares = [layer["retained_share"] for layer in recipe["layers"]]
+    assert f"retained share of the score {sum(shares) / len(shares):.4f}" in result.stdout
 
     measured = ["eval", out, "--corpus", text, "--length", 64, "--windows", 3, "--device", "cpu"]
     result = esparse(*measured, "--json")
@@ -224,10 +225,34 @@ def test_an_allocation_keeps_its_share_of_all_weights(folder, tmp_path):
     kept, size = sum(int((w != 0).sum()) for w in weights), sum(w.numel() for w in weights)
     assert kept == size // 2
     shares = {"3:8": 3 / 8, "4:8": 4 / 8, "5:8": 5 / 8}
-    assert len({*facts["sparsities"].values()}) > 1
-    for name, sparsity in facts["sparsities"].items():
-        weight = model.get_submodule(name).weight
-        assert int((weight != 0).sum()) == shares[sparsity] * weight.numel()
+    assert len({layer["sparsity"] for layer in facts["layers"]}) > 1
+    for layer in facts["layers"]:
+        weight = model.get_submodule(layer["name"]).weight
+        assert (
+            int((weight != 0).sum())
+            == layer["kept"]
+            == shares[layer["sparsity"]] * len(weight.flatten())
+        )
+
+
+def test_streamed_and_whole_are_the_same_model(folder, tmp_path):
+    options = ["--method", "wanda", "--search", "gns"]
+    whole, facts, _ = pruned(folder, tmp_path / "a", *options)
+    streamed, streamed_facts, _ = pruned(
+        folder, tmp_path / "b", *options, "--stream", "--activations", "disk"
+    )
+    for (name, one), other in zip(whole.named_parameters(), streamed.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    for key in ("model", "recipe", "calibration"):
+        assert facts[key] == streamed_facts[key]
+    result = esparse("eval", tmp_path / "b", "--corpus", folder / "text.txt", "--length", "16")
+    assert result.exit_code == 0, result.output
+
+
+def test_activations_without_streaming_are_refused(folder, tmp_path):
+    result = esparse("prune", folder / "tiny", "--out", tmp_path / "a", "--activations", "cpu")
+    assert result.exit_code == 2
+    assert "belongs to --stream" in result.output
 
 
 def test_a_report_ends_with_0_or_with_1_when_a_notebook_failed(folder, tmp_path, notebooks):
