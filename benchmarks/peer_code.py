@@ -58,7 +58,8 @@ def load(name: str, checkout: Path) -> types.ModuleType:
 
     SparseGPT's code and copies of it turn TF32 off for the whole process: that is put back.
     """
-    if "datasets" not in sys.modules and importlib.util.find_spec("datasets") is None:
+    absent = importlib.util.find_spec("datasets") is None
+    if absent:
         sys.modules["datasets"] = types.SimpleNamespace(load_dataset=None)
     backends = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [backend.allow_tf32 for backend in backends]
@@ -70,6 +71,8 @@ def load(name: str, checkout: Path) -> types.ModuleType:
         package.__path__ = [str(checkout.resolve() / "lib")]
         sys.modules[package.__name__] = package
         code = importlib.import_module(f"{package.__name__}.prune")
+    if absent:
+        del sys.modules["datasets"]  # transformers looks for it again
     for backend, allowed in zip(backends, before, strict=True):
         backend.allow_tf32 = allowed
     return code
