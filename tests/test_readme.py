@@ -4,11 +4,12 @@ import re
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from esparse_lab.cli import app
-from esparse_lab.tables import over_seeds, reference_ladder
+from esparse_lab.tables import REFERENCE, over_seeds, reference_ladder
 
 HOME = Path(__file__).parent.parent
 README = (HOME / "README.md").read_text()
@@ -54,3 +55,34 @@ def test_the_ladder_is_the_kept_one():
         if key[0] != "dense"
     }
     assert f"Dense: {kept.perplexity['dense', '', 'none']:.1f}." in README
+
+
+def rows_of_readme(pattern: str) -> list[list[str]]:
+    """The cells of the table rows that begin so."""
+    found = [line for line in README.splitlines() if re.match(rf"\| {pattern}", line)]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in found]
+
+
+def test_sizes_are_the_kept_ones():
+    kept = pd.read_csv(REFERENCE / "tables" / "size_h100.csv")
+    for shape, method, time, gpu, cpu in rows_of_readme("Llama-.*block"):
+        key = shape.split(",")[0].lower().replace("llama-2-", "llama2-")
+        run = kept[(kept["shape"] == key) & (kept.method == method)]
+        assert len(run) == int(re.search(r", (\d+) ", shape)[1])
+        wanted = run.seconds.median() if "a block" in time else run.seconds.sum()
+        assert float(time.split()[0]) == pytest.approx(wanted, rel=0.02)
+        assert float(gpu.split()[0]) == pytest.approx(run.peak_gpu_gib.max(), abs=0.05)
+        ends = run.resident_cpu_gib
+        said = [float(x) for x in re.findall(r"[\d.]+", cpu)]
+        assert said[0] == pytest.approx(ends.iloc[0], abs=0.06)
+        assert said[-1] == pytest.approx(ends.max(), abs=0.06)
+
+
+def test_the_comparison_with_the_authors_code_is_the_kept_one():
+    kept = pd.read_csv(REFERENCE / "tables" / "peers_h100.csv").set_index("method")
+    for name, theirs, ours, ratio, perplexities in rows_of_readme(r"(Wanda|SparseGPT) \| [\d.]+ s"):
+        row = kept.loc[name.lower()]
+        assert theirs == f"{row.seconds_theirs:.1f} s"
+        assert ours == f"{row.seconds_ours:.1f} s"
+        assert ratio == f"{row.times_as_fast:.1f}"
+        assert perplexities == f"{row.perplexity_theirs:.1f}, {row.perplexity_ours:.1f}"
