@@ -29,11 +29,13 @@ class Allocation(ABC):
         menu: what a layer may get: "unstructured", a share of each of its rows; or a list such as
             "3:8, 4:8, 5:8" or "dense, 2:4".
         spread: no layer is meant to keep a share further than this from `target`; at least 0.
+        measures: whether the layers' weights or activations decide, not their shapes alone.
     """
 
     target: float
     menu: str = "unstructured"
     spread: ClassVar[float]
+    measures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.target < 1:
@@ -117,6 +119,7 @@ class Uniform(Allocation):
     """
 
     spread: ClassVar[float] = 1e-6
+    measures: ClassVar[bool] = False
 
     def scores(self, model: PreTrainedModel, tokens: Tensor | None) -> dict[str, float]:
         """Almost nothing: multiples of the golden ratio, which break ties between layers."""

@@ -67,7 +67,7 @@ def building_folder(target: Path) -> Iterator[Path]:
             build = target.with_name(f".{target.name}.building-{secrets.token_hex(4)}")
             build.mkdir()
             # The lock lives as long as this process: it tells a folder in work from a left-over.
-            lock = _lock(build)
+            lock = lock_folder(build)
     except OSError as error:
         raise cannot_write(target, error) from error
     try:
@@ -114,21 +114,25 @@ def _clear_remains(target: Path) -> None:
                 path.rename(target)
         elif name.startswith(f".{target.name}.building-"):
             with suppress(OSError):
-                os.close(_lock(path, wait=False))
+                os.close(lock_folder(path, wait=False))
                 shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    lock = _lock(folder)
+    lock = lock_folder(folder)
     try:
         yield
     finally:
         os.close(lock)
 
 
-def _lock(folder: Path, *, wait: bool = True) -> int:
-    """An open descriptor that holds the folder's advisory lock until it is closed."""
+def lock_folder(folder: Path, *, wait: bool = True) -> int:
+    """An open descriptor that holds the folder's advisory lock until it is closed.
+
+    Raises:
+        BlockingIOError: another process (or call) holds the lock and `wait` is off.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from esparse_lab.architectures import transformer_blocks
 from esparse_lab.blocks import Block, InputGroup
-from esparse_lab.channel_stats import LayerStats, Needs, StatsAccumulator, merge_names
+from esparse_lab.channel_stats import LayerStats, Needs, StatsAccumulator
 from esparse_lab.entropy import Histogram
 from esparse_lab.errors import InputError, unknown
 
@@ -265,7 +265,7 @@ def finished_stats(
     }
     if needs.output_norm:
         of_group = {n: _with_output_norm(groups[n], s, of_group) for n, s in of_group.items()}
-    return merge_names((groups[n].layers, stats) for n, stats in of_group.items())
+    return {name: stats for n, stats in of_group.items() for name in groups[n].layers}
 
 
 def _with_output_norm(

@@ -1,6 +1,5 @@
 """What a pruning method may know about the activation that a linear layer reads."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -201,8 +200,3 @@ def inner_products(a: Tensor, b: Tensor) -> Tensor:
         # Tensor cores multiply halves exactly and sum in float32: nothing is lost by not widening.
         return torch.mm(a.T, b, out_dtype=torch.float32)
     return a.float().T @ b.float()
-
-
-def merge_names(stats: Iterable[tuple[Iterable[str], LayerStats]]) -> dict[str, LayerStats]:
-    """One entry a layer, from one entry a group of layers that read the same activation."""
-    return {name: group_stats for names, group_stats in stats for name in names}

@@ -18,7 +18,6 @@ def hessian(stats: LayerStats, damping: float) -> Tensor:
 
     Raises:
         InputError: if the statistics hold no Gram matrix.
-        EsparseError: if they come from no token.
     """
     if stats.gram is None:
         raise InputError("This method needs the Gram matrix: collect with Needs(gram=True).")

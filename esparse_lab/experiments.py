@@ -23,8 +23,8 @@ from esparse_lab.masks import Pattern, parse_sparsity
 from esparse_lab.methods import Magnitude, PruningMethod, make_method, method_name
 from esparse_lab.models import LoadedModel
 from esparse_lab.permutation import OrderSearch, retained_share, search_order
-from esparse_lab.pruning import Calibration, Recipe, prune_model
-from esparse_lab.recipes import can_be_ordered, named_search, search_name
+from esparse_lab.pruning import Calibration, Recipe, can_be_ordered, prune_model
+from esparse_lab.recipes import named_search, search_name
 from esparse_lab.reconstruction import Reconstruction
 from esparse_lab.result_cache import cached
 from esparse_lab.tables import layer_place

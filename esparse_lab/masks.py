@@ -88,10 +88,14 @@ class Unstructured:
         """How many of `n_weights` that compete with each other stay: rounded up, as Wanda does."""
         return math.ceil(self.density * n_weights - 1e-6)
 
-    def mask(self, scores: Tensor) -> Tensor:
+    def mask(self, scores: Tensor, n_kept: int | None = None) -> Tensor:
         """True for the best scores of each row or of the layer, bool [out, in].
 
         Of equal scores the one that comes first is kept, so the mask is the same on every device.
+
+        Args:
+            scores: importance, float [out, in].
+            n_kept: how many of those that compete stay; None for `density` of them.
 
         Raises:
             InputError: if a score is NaN.
@@ -100,7 +104,7 @@ class Unstructured:
         competing = scores if self.within == "row" else scores.reshape(1, -1)
         # A stable sort settles ties by place; topk does not.
         best = competing.argsort(dim=1, descending=True, stable=True)
-        best = best[:, : self.kept(competing.shape[1])]
+        best = best[:, : self.kept(competing.shape[1]) if n_kept is None else n_kept]
         kept = torch.zeros_like(competing, dtype=torch.bool).scatter_(1, best, True)
         return kept.view(scores.shape)
 

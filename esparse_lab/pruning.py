@@ -18,13 +18,20 @@ from esparse_lab.architectures import Block, InputGroup, transformer_blocks
 from esparse_lab.capture import BlockWalk, block_stats
 from esparse_lab.channel_stats import LayerStats, Needs
 from esparse_lab.errors import EsparseError, InputError, unknown
-from esparse_lab.masks import Pattern, Sparsity
+from esparse_lab.masks import Pattern, Sparsity, Unstructured
 from esparse_lab.methods import Choice, Magnitude, PruningMethod
 from esparse_lab.permutation import ChannelOrder, OrderSearch, search_order
 from esparse_lab.reconstruction import Reconstruction
 from esparse_lab.twin import DenseTwin, matched_stats
 
 Calibration = Literal["sequential", "dense", "layerwise", "matched"]
+
+
+def can_be_ordered(sparsity: Sparsity, allocation: Allocation | None) -> bool:
+    """Whether a channel order means something: all layers that are pruned have groups of one M."""
+    if not isinstance(sparsity, Pattern):
+        return False
+    return allocation is None or {p.m for p in allocation.patterns} == {sparsity.m}
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,13 @@ class Recipe:
     Attributes:
         method: chooses the weights to keep.
         pattern: which share of them stays: N:M or unstructured.
-        search: orders the channels first; None keeps their order. For N:M alone: without groups an
-            order changes nothing.
+        search: orders the channels first; None keeps their order. For N:M alone, with one M in all
+            layers: without groups an order changes nothing.
         calibration: "sequential" takes a block's statistics from inputs that the pruned blocks
             before it produced, as Wanda and SparseGPT do; "dense" from the unpruned model;
             "layerwise" also from the pruned layers before it in its own block (SparseGPT's
             --true_sequential); "matched" as layerwise, and `reconstruct` aims at what the dense
-            model has in the layer's place.
+            model has in the layer's place (without it, the same as layerwise).
         reconstruct: solves for the kept weights of the mask; None leaves them as the method does.
         allocation: gives each layer a sparsity of its own; None gives all of them `pattern`.
     """
@@ -55,10 +62,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.calibration not in get_args(Calibration):
             raise unknown("calibration", self.calibration, get_args(Calibration))
-        if self.search is not None and not isinstance(self.pattern, Pattern):
+        if self.search is not None and not can_be_ordered(self.pattern, self.allocation):
+            menu = "" if self.allocation is None else f" with the menu {self.allocation.menu!r}"
             raise InputError(
-                f"A channel order changes nothing at {self.pattern}, where no groups of channels "
-                "exist. Leave the search out, or take an N:M pattern."
+                f"A channel order needs the groups of one N:M pattern in every layer; "
+                f"{self.pattern}{menu} has none such. Take the search 'none', an N:M pattern or a "
+                "menu of one M, the pattern's."
             )
 
     @property
@@ -77,7 +86,8 @@ class PrunedLayer:
         name: such as "model.layers.3.mlp.down_proj".
         mask: True where the weight was kept, bool [out, in], in the channels' own order, in CPU
             memory. It is `sparsity` under `order`.
-        order: the channel order in which the mask is N:M, or None for their own.
+        order: the channel order in which the mask is N:M, or None for their own; a layer left dense
+            has that of the layers that read the same.
         retained_share: share of the layer's total score that was kept, 0 to 1.
         seconds: time spent scoring, ordering, masking and solving; layers that share an order
             share its time equally. Forward passes are not in it.
@@ -137,12 +147,9 @@ def prune_model(
         EsparseError: if a weight or an activation is not finite; names the layer. Blocks before it
             are pruned already.
     """
+    check_tokens_given(tokens, recipe)
     blocks = transformer_blocks(model)
-    walk = None
-    if recipe.needs is not None:
-        if tokens is None:
-            raise InputError(f"{recipe.method} needs calibration tokens, got None.")
-        walk = BlockWalk.start(model, tokens)
+    walk = None if recipe.needs is None else BlockWalk.start(model, tokens)
     twin = twin_of(walk, recipe)
     sparsities = layer_sparsities(model, tokens, recipe)
     pruned: list[PrunedLayer] = []
@@ -151,9 +158,16 @@ def prune_model(
     return pruned
 
 
+def check_tokens_given(tokens: Tensor | None, recipe: Recipe) -> None:
+    """Raise `InputError` if `recipe` measures something and there is no text."""
+    if tokens is None and recipe.needs is not None:
+        raise InputError(f"{recipe} needs calibration tokens, got None.")
+
+
 def twin_of(walk: BlockWalk | None, recipe: Recipe) -> DenseTwin | None:
     """The dense model's run beside `walk`, where the recipe matches layers to it."""
-    return DenseTwin.of(walk) if walk is not None and recipe.calibration == "matched" else None
+    matched = recipe.calibration == "matched" and recipe.reconstruct is not None
+    return DenseTwin.of(walk) if walk is not None and matched else None
 
 
 def layer_sparsities(
@@ -176,26 +190,32 @@ def prune_block(
 ) -> list[PrunedLayer]:
     """Prune block number `index` in place and move the walks on to the next one."""
     stats: dict[str, LayerStats] = {}
-    dense_outputs: list[Tensor] | None = [] if recipe.calibration == "dense" else None
-    if walk is not None and recipe.calibration in ("sequential", "dense"):
-        stats = block_stats(walk, index, recipe.needs, dense_outputs)
+    by_layer = recipe.calibration in ("layerwise", "matched")
+    more = walk is not None and index + 1 < len(walk.blocks)
+    if walk is not None and not by_layer:
+        stats = block_stats(walk, index, recipe.needs)
+    if more and recipe.calibration == "dense":
+        walk.advance(index)
     if twin is not None:
         twin.enter(index)
-    pruned = []
+    pruned: list[PrunedLayer] = []
     for number, group in enumerate(block.groups):
         if twin is not None:
             stats = matched_stats(walk, twin, index, number, recipe.needs)
-        elif walk is not None and recipe.calibration == "layerwise":
+        elif walk is not None and by_layer:
             stats = block_stats(walk, index, recipe.needs, numbers=[number])
         pruned += _prune_group(group, stats, recipe, sparsities)
-    if walk is not None and index + 1 < len(walk.blocks):
-        if twin is not None:
-            twin.advance(index)
-        if dense_outputs is None:
-            walk.advance(index)
-        else:
-            for batch, out in zip(walk.hidden, dense_outputs, strict=True):
-                batch.copy_(out)
+    if more and twin is not None:
+        twin.advance(index)
+    if more and recipe.calibration != "dense":
+        walk.advance(index)
+    if walk is not None and (unseen := [p.name for p in pruned if not p.n_tokens]):
+        some = ", ".join(unseen[:3]) + (f" and {len(unseen) - 3} more" if unseen[3:] else "")
+        warnings.warn(
+            f"{some}: no calibration token was sent here, so magnitude alone decides. Calibrate on "
+            "more tokens.",
+            stacklevel=3,
+        )
     return pruned
 
 
@@ -216,11 +236,6 @@ def _prune_group(
             )
     stats = stats.get(group.name)
     if stats is not None and not stats.n_tokens:
-        warnings.warn(
-            f"{', '.join(group.layers)}: no calibration token was sent here, so magnitude alone "
-            "decides. Calibrate on more tokens.",
-            stacklevel=2,
-        )
         recipe, stats = replace(recipe, method=Magnitude(), reconstruct=None), None
     try:
         return _prune_named(group, stats, recipe, sparsities)
@@ -238,8 +253,9 @@ def _prune_named(
     method = recipe.method
     axis = method.group_axis(stats)
     order = None
-    if recipe.search is not None:
-        scores = [method.score(layer.weight, stats) for layer in group.layers.values()]
+    thinned = [group.layers[name] for name in group.layers if sparsities[name] is not None]
+    if recipe.search is not None and thinned:
+        scores = [method.score(layer.weight, stats) for layer in thinned]
         scores = [score.T for score in scores] if axis == "out" else scores
         order = search_order(torch.cat(scores), recipe.pattern, recipe.search)
     outcomes: dict[str, Choice] = {}
@@ -284,8 +300,8 @@ def _stackable(
     lists: dict[object, list[str]] = {}
     for name in group.layers:
         sparsity = sparsities[name]
-        per_row = isinstance(sparsity, Pattern) or getattr(sparsity, "within", "row") == "row"
-        together = method.rows_are_apart and per_row
+        whole = isinstance(sparsity, Unstructured) and sparsity.within == "layer"
+        together = method.rows_are_apart and not whole
         lists.setdefault(sparsity if together else name, []).append(name)
     return list(lists.values())
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import fields
 
-from esparse_lab.allocation import ALLOCATIONS, Allocation
+from esparse_lab.allocation import ALLOCATIONS
 from esparse_lab.errors import InputError, unknown
-from esparse_lab.masks import Pattern, Sparsity, Unstructured, parse_sparsity
+from esparse_lab.masks import Unstructured, parse_sparsity
 from esparse_lab.methods import METHODS, PruningMethod, make_method
 from esparse_lab.permutation import SEARCHES, OrderSearch
-from esparse_lab.pruning import Calibration, Recipe
+from esparse_lab.pruning import Calibration, Recipe, can_be_ordered
 from esparse_lab.reconstruction import Reconstruction
 
 BEST_SEARCH = "gns+lbs"
@@ -24,13 +24,6 @@ def named_search(name: str) -> OrderSearch | None:
 def search_name(search: OrderSearch | None) -> str:
     """The name of a search in `SEARCHES`, else its settings."""
     return next((name for name, known in SEARCHES.items() if known == search), repr(search))
-
-
-def can_be_ordered(sparsity: Sparsity, allocation: Allocation | None) -> bool:
-    """Whether a channel order means something: all layers that are pruned have groups of one M."""
-    if not isinstance(sparsity, Pattern):
-        return False
-    return allocation is None or {p.m for p in allocation.patterns} == {sparsity.m}
 
 
 def method_of(name: str, settings: Mapping[str, str]) -> PruningMethod:
@@ -100,15 +93,7 @@ def recipe_of(
             "A target and a menu belong to an allocation: choose one of "
             f"{', '.join(ALLOCATIONS)}, or leave them out."
         )
-    orderable = can_be_ordered(sparsity, spread)
     if search is None:
-        search = BEST_SEARCH if orderable else "none"
-    found = named_search(search)
-    if found is not None and not orderable:
-        raise InputError(
-            f"A channel order needs the groups of one N:M pattern in every layer; "
-            f"{sparsity if spread is None else f'{sparsity} with the menu {spread.menu!r}'} has "
-            "none such. Take the search 'none', an N:M pattern or a menu of one M, the pattern's."
-        )
+        search = BEST_SEARCH if can_be_ordered(sparsity, spread) else "none"
     solver = Reconstruction() if reconstruct else None
-    return Recipe(method, sparsity, found, calibration, solver, spread)
+    return Recipe(method, sparsity, named_search(search), calibration, solver, spread)

@@ -1,14 +1,17 @@
 """Prune a checkpoint that does not fit the device: blocks come in and go out one at a time.
 
-Never more than one block's weights are in memory, beside the embedding. A run that is stopped goes
+Never more than one block's weights are in memory, beside the embedding; matched to the dense model,
+its dense weights too. A run that is stopped goes
 on at the first block it had not finished: the finished ones are read back and run, which gives the
 same hidden states bit for bit.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,12 +23,19 @@ from tqdm.std import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from esparse_lab.architectures import transformer_blocks
-from esparse_lab.atomic import write_atomically
+from esparse_lab.atomic import cannot_write, lock_folder, write_atomically
 from esparse_lab.capture import BlockWalk
 from esparse_lab.corpora import tokens_sha256
 from esparse_lab.errors import EsparseError, InputError, unknown
 from esparse_lab.models import device_of, dtype_of
-from esparse_lab.pruning import PrunedLayer, Recipe, layer_sparsities, prune_block, twin_of
+from esparse_lab.pruning import (
+    PrunedLayer,
+    Recipe,
+    check_tokens_given,
+    layer_sparsities,
+    prune_block,
+    twin_of,
+)
 
 Place = Literal["device", "cpu", "disk"]
 
@@ -60,17 +70,33 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
-        """The checkpoint that `save_pretrained` wrote to `folder`."""
-        if (folder / _INDEX).is_file():
-            names = json.loads((folder / _INDEX).read_text())["weight_map"]
+        """The checkpoint that `save_pretrained` wrote to `folder`.
+
+        Raises:
+            InputError: if the folder holds none, or not all of it.
+            EsparseError: if what it holds cannot be read.
+        """
+        index, single = folder / _INDEX, folder / _WEIGHTS
+        if not (index.is_file() or single.is_file()):
+            raise InputError(
+                f"{folder} has no {_WEIGHTS} and no {_INDEX}. Streaming reads a folder that "
+                "save_pretrained wrote."
+            )
+        try:
+            if index.is_file():
+                names = json.loads(index.read_text())["weight_map"]
+            else:
+                names = dict.fromkeys(_names(single), _WEIGHTS)
             # Only the file's own name: an index must not lead out of its folder.
-            return cls(folder, {name: folder / Path(file).name for name, file in names.items()})
-        if (folder / _WEIGHTS).is_file():
-            return cls(folder, dict.fromkeys(_names(folder / _WEIGHTS), folder / _WEIGHTS))
-        raise InputError(
-            f"{folder} has no {_WEIGHTS} and no {_INDEX}. Streaming reads a folder that "
-            "save_pretrained wrote."
-        )
+            files = {name: folder / Path(file).name for name, file in names.items()}
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+            raise EsparseError(f"The checkpoint in {folder} cannot be read: {error!r}.") from error
+        if absent := sorted({f.name for f in files.values() if not f.is_file()}):
+            raise InputError(
+                f"{folder} lacks {', '.join(absent)}, which its {_INDEX} names. Was the download "
+                "or the copy cut off? Complete it."
+            )
+        return cls(folder, files)
 
     def fill(self, module: nn.Module, prefix: str, device: torch.device, dtype: torch.dtype):
         """Give `module`, whose parameters are on no device, its weights.
@@ -82,7 +108,7 @@ class Checkpoint:
             dtype: what they become.
 
         Raises:
-            EsparseError: if a tensor is missing, has another shape or holds NaN or infinity.
+            EsparseError: if a tensor is missing or has another shape.
         """
         for name, parameter in list(module.named_parameters()):
             path, _, leaf = name.rpartition(".")
@@ -111,11 +137,8 @@ class Checkpoint:
                 "tensors under the model's own names. Load the model whole and save it with "
                 "save_pretrained, or prune it in memory."
             )
-        try:
-            with safe_open(self.files[name], "pt") as file:
-                return file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise EsparseError(f"{self.files[name]} cannot be read: {error}.") from error
+        with _reading(self.files[name]) as file:
+            return file.get_tensor(name)
 
     def _stacked(self, path: str, parts: tuple[str, ...]) -> Tensor:
         """Experts that are stored one by one, as the model holds them: [expert, out, in]."""
@@ -126,9 +149,27 @@ class Checkpoint:
         )
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise EsparseError(f"{path} cannot be read: {error}.") from error
+
+
 def _names(path: Path) -> list[str]:
-    with safe_open(path, "pt") as file:
+    with _reading(path) as file:
         return list(file.keys())
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise EsparseError(
+            f"Cannot write {path}: {error}. When there is room, the same call goes on from here."
+        ) from error
 
 
 @torch.no_grad()
@@ -174,54 +215,59 @@ def prune_checkpoint(
     if activations not in get_args(Place):
         raise unknown("place of activations", activations, get_args(Place))
     device, dtype = device_of(device), dtype_of(dtype)
+    check_tokens_given(tokens, recipe)
+    if recipe.allocation is not None and recipe.allocation.measures:
+        raise InputError(
+            f"{recipe.allocation} measures the whole model before a layer is pruned, which "
+            "streaming never holds. Take the uniform allocation, or prune in memory."
+        )
     if out.is_dir() and not any(out.iterdir()):
         out.rmdir()
     if out.exists():
         raise InputError(f"{out} exists already and is not an empty folder. Choose another.")
     checkpoint = Checkpoint.open(source)
-    partial = out.with_name(f"{out.name}.partial")
-    _open_run(partial, source, checkpoint, tokens, recipe, f"{dtype} on {device}")
     model = _skeleton(source, dtype)
-    inside = {id(p) for block in transformer_blocks(model) for p in block.module.parameters()}
-    _fill_outside_blocks(model, checkpoint, inside, device, dtype)
-    sparsities = layer_sparsities(model, tokens, recipe)
-    walk = None
-    if recipe.needs is not None:
-        if tokens is None:
-            raise InputError(f"{recipe.method} needs calibration tokens, got None.")
-        walk = BlockWalk.start(model, tokens, _keeper(activations, partial))
-    twin = twin_of(walk, recipe)
-    blocks = transformer_blocks(model)
-    records: list[dict] = []
-    for index in tqdm(range(len(blocks)), "pruning", unit="block", disable=not progress):
-        block, done = blocks[index], partial / f"block-{index:05}.json"
-        prefix = f"{block.name}."
-        if done.is_file():
-            records += json.loads(done.read_text())
-            dense = twin.walk if twin is not None else walk
-            if dense is not None and recipe.calibration in ("dense", "matched"):
+    partial = out.with_name(f"{out.name}.partial")
+    with _unfinished_run(partial, source, checkpoint, tokens, recipe, f"{dtype} on {device}"):
+        blocks = transformer_blocks(model)
+        inside = {id(p) for block in blocks for p in block.module.parameters()}
+        _fill_outside_blocks(model, checkpoint, inside, device, dtype)
+        sparsities = layer_sparsities(model, tokens, recipe)
+        walk = None
+        if recipe.needs is not None:
+            walk = BlockWalk.start(model, tokens, _keeper(activations, partial))
+        twin = twin_of(walk, recipe)
+        # Moves on with the weights as they were.
+        dense = twin.walk if twin is not None else walk if recipe.calibration == "dense" else None
+        records: list[dict] = []
+        for index in tqdm(range(len(blocks)), "pruning", unit="block", disable=not progress):
+            block, done = blocks[index], partial / f"block-{index:05}.json"
+            prefix = f"{block.name}."
+            if done.is_file():
+                records += json.loads(done.read_text())
+                if dense is not None:
+                    checkpoint.fill(block.module, prefix, device, dtype)
+                    dense.advance(index)
+                if walk is not None and walk is not dense:
+                    shard = partial / f"block-{index:05}.safetensors"
+                    finished = Checkpoint(partial, dict.fromkeys(_names(shard), shard))
+                    finished.fill(block.module, prefix, device, dtype)
+                    walk.advance(index)
+            else:
                 checkpoint.fill(block.module, prefix, device, dtype)
-                dense.advance(index)
-            if walk is not None and recipe.calibration != "dense":
-                shard = partial / f"block-{index:05}.safetensors"
-                finished = Checkpoint(partial, dict.fromkeys(_names(shard), shard))
-                finished.fill(block.module, prefix, device, dtype)
-                walk.advance(index)
-        else:
-            checkpoint.fill(block.module, prefix, device, dtype)
-            pruned = prune_block(block, walk, twin, index, recipe, sparsities)
-            records += _write_block(partial, index, prefix, block.module, pruned)
-        block.module.to("meta")
-        if after_block is not None:
-            after_block(index)
-    _finish(partial, source, checkpoint, model, len(blocks), dtype)
-    if describe is not None:
-        describe(partial, records)
-    partial.rename(out)
-    # Only now: a run that is killed before can still be taken up.
-    for pattern in ("orders-*.safetensors", "block-*.json", "hidden-*.bin", _RUN):
-        for path in out.glob(pattern):
-            path.unlink()
+                pruned = prune_block(block, walk, twin, index, recipe, sparsities)
+                records += _write_block(partial, index, prefix, block.module, pruned)
+            block.module.to("meta")
+            if after_block is not None:
+                after_block(index)
+        _finish(partial, source, checkpoint, model, len(blocks), dtype)
+        if describe is not None:
+            describe(partial, records)
+        partial.rename(out)
+        # Only now: a run that is killed before can still be taken up.
+        for pattern in ("orders-*.safetensors", "block-*.json", _RUN):
+            for path in out.glob(pattern):
+                path.unlink()
     return records
 
 
@@ -279,26 +325,31 @@ def _keeper(activations: Place, partial: Path) -> Callable[[Tensor], Tensor]:
         return torch.clone
     if activations == "cpu":
         return lambda hidden: hidden.to("cpu", copy=True)
-    places = iter(range(1 << 30))
 
     def to_file(hidden: Tensor) -> Tensor:
-        path = partial / f"hidden-{next(places):05}.bin"
-        path.unlink(missing_ok=True)
+        path = partial / "hidden.bin"
+        try:
+            # Written, not mapped and filled: a full disk is an error then, and no SIGBUS.
+            path.write_bytes(hidden.cpu().contiguous().view(torch.uint8).numpy())
+        except OSError as error:
+            raise cannot_write(path, error) from error
         mapped = torch.from_file(str(path), shared=True, size=hidden.numel(), dtype=hidden.dtype)
-        return mapped.view(hidden.shape).copy_(hidden)
+        path.unlink()  # the mapping lives on, and a kill leaves nothing behind
+        return mapped.view(hidden.shape)
 
     return to_file
 
 
-def _open_run(
+@contextmanager
+def _unfinished_run(
     partial: Path,
     source: Path,
     checkpoint: Checkpoint,
     tokens: Tensor | None,
     recipe: Recipe,
     how: str,
-) -> None:
-    """Make the partial folder, or see that it belongs to this very run."""
+) -> Iterator[None]:
+    """Hold the partial folder: made, or seen to belong to this very run, and in nobody's hands."""
     files = sorted(set(checkpoint.files.values()))
     run = {
         "files": {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in files},
@@ -306,12 +357,28 @@ def _open_run(
         "tokens": None if tokens is None else tokens_sha256(tokens),
         "recipe": repr(recipe),
         "how": how,
+        "versions": [version(name) for name in ("esparse_lab", "torch", "transformers")],
     }
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(partial, wait=False)
+    except BlockingIOError as error:
+        raise InputError(f"{partial} is in use: another process prunes into it.") from error
+    except OSError as error:
+        raise cannot_write(partial, error) from error
+    try:
+        _check_run(partial, run)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _check_run(partial: Path, run: dict) -> None:
     if (partial / _RUN).is_file():
         if json.loads((partial / _RUN).read_text()) != run:
             raise InputError(
-                f"{partial} holds the unfinished run of another recipe, model, text or device. "
-                "Delete it to start anew, or choose another folder."
+                f"{partial} holds the unfinished run of another recipe, model, text, device or "
+                "version of a package. Delete it to start anew, or choose another folder."
             )
     else:
         write_atomically(partial / _RUN, json.dumps(run))
@@ -322,9 +389,9 @@ def _write_block(
 ) -> list[dict]:
     """Save a pruned block; its record, written last, says that it is finished."""
     weights = {prefix + n: p.detach().cpu().contiguous() for n, p in module.named_parameters()}
-    save_file(weights, partial / f"block-{index:05}.safetensors", metadata={"format": "pt"})
+    _save(weights, partial / f"block-{index:05}.safetensors")
     orders = {p.name: p.order.index.cpu().clone() for p in pruned if p.order is not None}
-    save_file(orders, partial / f"orders-{index:05}.safetensors")
+    _save(orders, partial / f"orders-{index:05}.safetensors")
     records = [layer.record() for layer in pruned]
     write_atomically(partial / f"block-{index:05}.json", json.dumps(records))
     return records
@@ -346,17 +413,17 @@ def _finish(
         if not any(name.startswith(prefix) for prefix in in_blocks)
     }
     rest = {n: t.to(dtype) if t.is_floating_point() else t for n, t in rest.items()}
-    save_file(rest, partial / "outside-blocks.safetensors", metadata={"format": "pt"})
+    _save(rest, partial / "outside-blocks.safetensors")
     weight_map, orders, records = dict.fromkeys(rest, "outside-blocks.safetensors"), {}, []
     for index in range(n_blocks):
         shard = f"block-{index:05}.safetensors"
         weight_map |= dict.fromkeys(_names(partial / shard), shard)
-        with safe_open(partial / f"orders-{index:05}.safetensors", "pt") as file:
+        with _reading(partial / f"orders-{index:05}.safetensors") as file:
             orders |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         records += json.loads((partial / f"block-{index:05}.json").read_text())
     size = sum(path.stat().st_size for path in set(map(partial.joinpath, weight_map.values())))
     if orders:
-        save_file(orders, partial / "orders.safetensors")
+        _save(orders, partial / "orders.safetensors")
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     write_atomically(partial / _INDEX, json.dumps(index, indent=1))
     write_atomically(partial / "pruned.json", json.dumps(records, indent=1))

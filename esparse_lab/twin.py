@@ -64,6 +64,7 @@ class DenseTwin:
         """Move on from block `index` as it was before it was pruned."""
         with self.dense(self.walk.blocks[index]):
             self.walk.advance(index)
+        self.weights = {}  # a second copy of the block: gone before the next one comes
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 import copy
 import time
+import weakref
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -19,11 +21,15 @@ from esparse_lab import (
     Magnitude,
     Pattern,
     Recipe,
+    Uniform,
+    Unstructured,
     Wanda,
+    capture,
     check_nm,
     prunable_layers,
     prune_model,
 )
+from esparse_lab.permutation import search_order
 
 PATTERN = Pattern(2, 4)
 
@@ -196,3 +202,66 @@ def test_gpu_and_cpu_prune_alike(tokens):
         masks.append([p.mask for p in prune_model(model, tokens, recipe, progress=False)])
     same = sum(int((a == b).sum()) for a, b in zip(*masks, strict=True))
     assert same / sum(m.numel() for m in masks[0]) > 0.999
+
+
+def test_a_search_needs_groups_of_its_own_size():
+    for pattern, menu in ((PATTERN, "4:8, dense"), (PATTERN, "unstructured")):
+        with pytest.raises(InputError, match=rf"2:4 with the menu '{menu}' has none such"):
+            Recipe(Wanda(), pattern, GlobalShuffle(), allocation=Uniform(0.6, menu))
+    with pytest.raises(InputError, match="50% has none such"):
+        Recipe(Wanda(), Unstructured(0.5), GlobalShuffle())
+
+
+@pytest.mark.filterwarnings("always")
+def test_unseen_experts_are_told_of_once_a_block(recwarn):
+    model = random_model("mixtral")
+    prune_model(model, torch.tensor([[7]]), Recipe(Wanda(), PATTERN), progress=False)
+    told = [str(w.message) for w in recwarn if "no calibration token" in str(w.message)]
+    assert len(told) == model.config.num_hidden_layers
+    assert "and 1 more: no calibration" in told[0]  # 2 experts of 2 layers, three of them named
+
+
+def test_layers_left_dense_have_no_say_in_the_order(tiny_llama, tokens):
+    names = [f"model.layers.0.self_attn.{letter}_proj" for letter in "qkv"]
+
+    @dataclass(frozen=True)
+    class DenseQ(Uniform):
+        def assign(self, model, tokens):
+            thin = dict.fromkeys(prunable_layers(model), PATTERN)
+            return thin | {names[0]: None}
+
+    k, v = (matrix(tiny_llama, name).abs().clone() for name in names[1:])
+    dense = matrix(tiny_llama, names[0]).clone()
+    recipe = Recipe(Magnitude(), PATTERN, GlobalShuffle(), allocation=DenseQ(0.5, "2:4, dense"))
+    pruned = {p.name: p for p in prune_model(tiny_llama, None, recipe, progress=False)}
+    expected = search_order(torch.cat([k, v]), PATTERN, GlobalShuffle())
+    assert all(torch.equal(pruned[name].order.index, expected.index) for name in names)
+    assert torch.equal(matrix(tiny_llama, names[0]), dense)
+
+
+def test_dense_calibration_holds_one_batch_of_outputs(tokens, monkeypatch):
+    monkeypatch.setitem(capture.TOKENS_AT_ONCE, "cpu", tokens.shape[1])
+    model, outs, most = random_model("llama"), [], 0
+
+    def watch(module, _args, out):
+        nonlocal most
+        if "forward" in vars(module):  # the walk learns how blocks are called: nothing runs
+            return
+        outs.append(weakref.ref(out))
+        most = max(most, sum(ref() is not None for ref in outs))
+
+    for block in model.model.layers:
+        block.register_forward_hook(watch)
+    prune_model(model, tokens, Recipe(Wanda(), PATTERN, calibration="dense"), progress=False)
+    assert len(outs) >= 2 * len(tokens)
+    assert most <= 2
+
+
+def test_matched_is_layerwise_where_nothing_is_solved(tokens):
+    def weights(calibration):
+        model = random_model("llama")
+        prune_model(model, tokens, Recipe(Wanda(), PATTERN, calibration=calibration))
+        return [layer.weight for layer in prunable_layers(model).values()]
+
+    pairs = zip(weights("matched"), weights("layerwise"), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)

@@ -13,12 +13,16 @@ from esparse_lab import (
     ESparse,
     EsparseError,
     GlobalShuffle,
+    HessianSensitivity,
     InputError,
     Magnitude,
     MaskDescent,
+    OutlierShare,
     Pattern,
     Recipe,
     Reconstruction,
+    Uniform,
+    Unstructured,
     Wanda,
     prune_checkpoint,
     prune_model,
@@ -146,6 +150,82 @@ def test_only_one_block_has_weights_at_a_time(source, tokens, tmp_path, monkeypa
     monkeypatch.setattr(streaming, "prune_block", watch)
     stream(source, tmp_path / "out", tokens)
     assert seen == [[0], [1], [2]]
+
+
+def test_two_runs_do_not_share_a_partial_folder(source, tokens, tmp_path):
+    def second(index):
+        with pytest.raises(InputError, match="is in use"):
+            stream(source, tmp_path / "out", tokens)
+
+    stream(source, tmp_path / "out", tokens, after_block=second)
+    assert (tmp_path / "out" / "pruned.json").is_file()
+
+
+def test_the_unfinished_run_of_another_version_is_kept_apart(source, tokens, tmp_path):
+    def kill(index):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream(source, tmp_path / "out", tokens, activations="disk", after_block=kill)
+    assert not list((tmp_path / "out.partial").glob("hidden*"))
+    path = tmp_path / "out.partial" / "run.json"
+    run = json.loads(path.read_text())
+    path.write_text(json.dumps(run | {"versions": ["0.0.1", *run["versions"][1:]]}))
+    with pytest.raises(InputError, match="version of a package"):
+        stream(source, tmp_path / "out", tokens)
+
+
+@pytest.mark.parametrize("step", ["describe", "after_block"])
+def test_killed_at_the_end_it_only_ends_once_more(source, tokens, tmp_path, step):
+    def kill(*args):
+        if args[0] in (2, tmp_path / "out.partial"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream(source, tmp_path / "out", tokens, **{step: kill})
+    records = stream(source, tmp_path / "out", tokens)
+    assert json.loads((tmp_path / "out" / "pruned.json").read_text()) == records
+    left = {p.name for p in (tmp_path / "out").iterdir() if p.suffix == ".json"}
+    assert left == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "pruned.json",
+    }
+
+
+def test_a_place_that_vanishes_is_an_error_that_says_so(source, tokens, tmp_path):
+    def remove(index):
+        shutil.rmtree(tmp_path / "out.partial")
+
+    with pytest.raises(EsparseError, match=r"Cannot write .*block-00001"):
+        stream(source, tmp_path / "out", tokens, after_block=remove)
+
+
+def test_what_cannot_be_streamed_is_found_before_anything_is_made(source, tokens, tmp_path):
+    half = Unstructured(0.5)
+    for allocation in (HessianSensitivity(0.5), OutlierShare(0.5)):
+        with pytest.raises(InputError, match="measures the whole model"):
+            stream(source, tmp_path / "out", tokens, Recipe(Wanda(), half, allocation=allocation))
+    solved = Recipe(Magnitude(), half, reconstruct=Reconstruction())
+    with pytest.raises(InputError, match=r"Recipe\(.* needs calibration tokens"):
+        stream(source, tmp_path / "out", None, solved)
+    random_model("llama").save_pretrained(source, max_shard_size="20KB")
+    (source / "model.safetensors").unlink()
+    (source / "model-00002-of-00005.safetensors").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="lacks model-00002-of-00005"):
+        stream(source, tmp_path / "out", tokens)
+    (source / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(EsparseError, match="cannot be read"):
+        stream(source, tmp_path / "out", tokens)
+    (source / "model.safetensors.index.json").unlink()
+    (source / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(EsparseError, match="cannot be read"):
+        stream(source, tmp_path / "out", tokens)
+    assert not (tmp_path / "out.partial").exists()
+    random_model("llama").save_pretrained(source)
+    uniform = Recipe(Magnitude(), half, allocation=Uniform(0.5))
+    assert len(stream(source, tmp_path / "out", None, uniform)) == 21
 
 
 def test_folders_that_cannot_be_used_say_why(source, tokens, tmp_path):

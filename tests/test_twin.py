@@ -131,3 +131,12 @@ def test_matched_pruning_comes_nearer_to_the_dense_output(tokens):
         return float((last[0] - last[1]).square().sum())
 
     assert distance("matched") < distance("layerwise")
+
+
+def test_dense_weights_do_not_outlive_their_block(tokens):
+    walk = BlockWalk.start(random_model("llama"), tokens)
+    twin = DenseTwin.of(walk)
+    twin.enter(0)
+    assert twin.weights
+    twin.advance(0)
+    assert not twin.weights

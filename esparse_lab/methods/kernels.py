@@ -50,7 +50,7 @@ def _sweep_kernel(
     inside = (rows < n_rows)[:, None, None] & (columns < n_channels)[None, :, :]
     tile = tl.load(w_ptr + at, mask=inside, other=0.0)
     for g in range(GROUPS):
-        left = start + g * M
+        left = (start + g * M).to(tl.int64)  # times n_channels passes 2^31 from 46341 channels on
         mine = _member(tile, g, groups)
         real = left + members < n_channels
         here = rows[:, None] * n_channels + left + members[None, :]
@@ -141,7 +141,7 @@ def _descent_kernel(
     pull = tl.load(pull_ptr + at, mask=inside, other=0.0)
     diagonal = members[:, None] == members[None, :]
     for g in range(GROUPS):
-        left = start + g * M
+        left = (start + g * M).to(tl.int64)  # times n_channels passes 2^31 from 46341 channels on
         real = left + members < n_channels
         own = tl.load(
             h_ptr + (left + members)[:, None] * n_channels + left + members[None, :],

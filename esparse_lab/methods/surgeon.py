@@ -44,7 +44,10 @@ def sweep(
         end = min(start + block, w.shape[1])
         if isinstance(sparsity, Unstructured):
             saliency = (w[:, start:end] * root[start:end]).square()
-            pruned[:, start:end] = ~sparsity.mask(saliency)
+            # What the columns so far shall keep, less what is kept: blocks do not round one by one.
+            rows = len(w) if sparsity.within == "layer" else 1
+            n_kept = sparsity.kept(rows * end) - sparsity.kept(rows * start)
+            pruned[:, start:end] = ~sparsity.mask(saliency, n_kept)
         kept = sparsity.n if isinstance(sparsity, Pattern) else None
         errors = eliminate(w, u, root, pruned, start, block, group, kept)
         w[:, end:].addmm_(errors, u[start:end, end:], alpha=-1)
