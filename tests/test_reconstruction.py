@@ -153,3 +153,17 @@ def test_without_a_gram_matrix_it_says_what_to_collect():
     mask = Pattern(2, 4).mask(weight.abs())
     with pytest.raises(InputError, match=r"Needs\(gram=True\)"):
         Reconstruction().solve(weight, mask, LayerStats.of(activations, gram=False))
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 1e-3])
+def test_it_ends_when_every_rows_gradient_has_shrunk_to_the_tolerance(problem, tolerance):
+    weight, mask, activations = problem
+    h = torch.from_numpy(damped_hessian(activations, 0.01))
+
+    def slope(after):
+        gradient = ((weight - after).double() @ h) * mask
+        return (gradient.square() / h.diagonal()).sum(dim=1).sqrt()
+
+    stats = LayerStats.of(activations)
+    solved = Reconstruction(tolerance=tolerance).solve(weight, mask, stats)
+    assert bool((slope(solved) <= 1.05 * tolerance * slope(weight * mask)).all())

@@ -1,6 +1,7 @@
 """Streaming gives, bit for bit, what pruning in memory gives, also after a kill."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -30,6 +31,7 @@ from esparse_lab import (
 
 PATTERN = Pattern(2, 4)
 RECIPE = Recipe(ESparse(), PATTERN, GlobalShuffle())
+MATCHED = Recipe(MaskDescent(), PATTERN, calibration="matched", reconstruct=Reconstruction())
 
 
 @pytest.fixture
@@ -67,10 +69,11 @@ def test_streamed_equals_in_memory(model_type, tokens, tmp_path):
     assert not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.parametrize("recipe", [RECIPE, MATCHED], ids=["sequential", "matched"])
 @pytest.mark.parametrize("activations", ["cpu", "disk"])
-def test_where_activations_live_changes_nothing(source, tokens, tmp_path, activations):
-    stream(source, tmp_path / "here", tokens)
-    stream(source, tmp_path / "there", tokens, activations=activations)
+def test_where_activations_live_changes_nothing(source, tokens, tmp_path, activations, recipe):
+    stream(source, tmp_path / "here", tokens, recipe)
+    stream(source, tmp_path / "there", tokens, recipe, activations=activations)
     names = sorted(p.name for p in (tmp_path / "here").iterdir())
     assert names == sorted(p.name for p in (tmp_path / "there").iterdir())
     for name in names:
@@ -84,7 +87,7 @@ def test_where_activations_live_changes_nothing(source, tokens, tmp_path, activa
     [
         RECIPE,
         Recipe(Wanda(), PATTERN, calibration="dense"),
-        Recipe(MaskDescent(), PATTERN, calibration="matched", reconstruct=Reconstruction()),
+        MATCHED,
         Recipe(Magnitude(), PATTERN),
     ],
 )
@@ -128,8 +131,45 @@ def test_the_unfinished_run_of_another_recipe_is_kept_apart(source, tokens, tmp_
         stream(source, tmp_path / "out", tokens, after_block=kill)
     with pytest.raises(InputError, match="unfinished run of another recipe"):
         stream(source, tmp_path / "out", tokens, Recipe(Wanda(), PATTERN))
+    other = [
+        {"tokens": tokens.flip(0)},
+        {"recipe": Recipe(ESparse(), Pattern(1, 4), GlobalShuffle())},
+        {"dtype": torch.bfloat16},
+    ]
+    for change in other:
+        call = {"tokens": tokens, "recipe": RECIPE, "dtype": torch.float32} | change
+        with pytest.raises(InputError, match="unfinished run of another recipe"):
+            prune_checkpoint(source, tmp_path / "out", progress=False, **call)
+    os.utime(source / "model.safetensors", (1, 1))
     with pytest.raises(InputError, match="unfinished run of another recipe"):
-        stream(source, tmp_path / "out", tokens.flip(0))
+        stream(source, tmp_path / "out", tokens)
+
+
+def test_an_index_does_not_lead_out_of_its_folder(source, tokens, tmp_path):
+    (source / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    names = load_file(tmp_path / "elsewhere.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "../elsewhere.safetensors")}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"lacks elsewhere\.safetensors"):
+        stream(source, tmp_path / "out", tokens)
+
+
+def test_the_record_of_an_earlier_pruning_is_left_behind(source, tokens, tmp_path):
+    (source / "recipe.json").write_text("{}")
+    (source / "tokenizer.json").write_text("{}")
+    stream(source, tmp_path / "out", tokens)
+    assert not (tmp_path / "out" / "recipe.json").exists()
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+
+
+def test_a_run_that_finished_no_block_stands_in_nobodys_way(source, tokens, tmp_path):
+    with pytest.raises(InputError, match="Token ids run from"):
+        stream(source, tmp_path / "out", tokens + 1000)
+    assert (tmp_path / "out.partial" / "run.json").is_file()
+    stream(source, tmp_path / "out", tokens)
+    model = AutoModelForCausalLM.from_pretrained(source)
+    prune_model(model, tokens, RECIPE, progress=False)
+    assert_same_weights(tmp_path / "out", model)
 
 
 def test_only_one_block_has_weights_at_a_time(source, tokens, tmp_path, monkeypatch):
@@ -226,6 +266,15 @@ def test_what_cannot_be_streamed_is_found_before_anything_is_made(source, tokens
     random_model("llama").save_pretrained(source)
     uniform = Recipe(Magnitude(), half, allocation=Uniform(0.5))
     assert len(stream(source, tmp_path / "out", None, uniform)) == 21
+
+
+@pytest.mark.parametrize(("model_type", "says"), [("t5", "T5Config"), ("lama", "type `lama`")])
+def test_a_config_of_no_decoder_is_refused_in_one_line(source, tokens, tmp_path, model_type, says):
+    (source / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(InputError, match=rf"config\.json cannot be used: .*{says}") as raised:
+        stream(source, tmp_path / "out", tokens)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_folders_that_cannot_be_used_say_why(source, tokens, tmp_path):

@@ -133,10 +133,12 @@ def test_matched_pruning_comes_nearer_to_the_dense_output(tokens):
     assert distance("matched") < distance("layerwise")
 
 
-def test_dense_weights_do_not_outlive_their_block(tokens):
+def test_the_twin_moves_alone_and_its_weights_do_not_outlive_their_block(tokens):
     walk = BlockWalk.start(random_model("llama"), tokens)
     twin = DenseTwin.of(walk)
+    before = [batch.clone() for batch in walk.hidden]
     twin.enter(0)
     assert twin.weights
     twin.advance(0)
     assert not twin.weights
+    assert all(torch.equal(a, b) for a, b in zip(walk.hidden, before, strict=True))
