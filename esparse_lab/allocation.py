@@ -45,7 +45,8 @@ class Allocation(ABC):
         if not (0 <= self.spread < self.target and self.target + self.spread <= 1):
             raise InputError(
                 f"Layers cannot keep shares of {self.target} plus or minus {self.spread}: the "
-                "spread must be at least 0, below the target and at most 1 - target."
+                "spread must be at least 0, below the target and at most 1 - target. Take another "
+                "target, or the uniform allocation."
             )
         if self.menu != "unstructured":
             self._choices()
@@ -58,7 +59,13 @@ class Allocation(ABC):
                 f'Expected a menu of different entries, such as "3:8, 4:8, 5:8", "dense, 2:4" or '
                 f'"unstructured", got {self.menu!r}.'
             )
-        return [None if entry == "dense" else Pattern.parse(entry) for entry in entries]
+        try:
+            return [None if entry == "dense" else Pattern.parse(entry) for entry in entries]
+        except InputError as error:
+            raise InputError(
+                f"In the menu {self.menu!r}: {error} A menu is 'unstructured', or N:M patterns and "
+                "'dense' with commas between."
+            ) from error
 
     @property
     def patterns(self) -> list[Pattern]:

@@ -114,6 +114,15 @@ def check_tokens(model: PreTrainedModel, tokens: Tensor) -> None:
             f"Token ids run from {int(tokens.min())} to {int(tokens.max())}, the model knows 0 to "
             f"{vocabulary - 1}. Were they made with another model's tokenizer?"
         )
+    # OPT's table of learned positions begins two rows later. Others compute any position.
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    tables = {m.num_embeddings for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    tables.discard(vocabulary)
+    if tables & {longest, (longest or 0) + 2} and tokens.shape[1] > longest:
+        raise InputError(
+            f"Sequences of {tokens.shape[1]} tokens are too long: the model has learned "
+            f"{longest} positions. Take a shorter length."
+        )
 
 
 def _equal(one: object, other: object) -> bool:

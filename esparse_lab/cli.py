@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -33,11 +34,14 @@ class _Program(typer.core.TyperGroup):
 
     def invoke(self, ctx):
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except EsparseError as error:
             failure, message, code = error, str(error), error.exit_code
         except KeyboardInterrupt as error:
-            message = "interrupted; nothing half-written was left. Run it again to go on"
+            message = "interrupted; nothing half-written has the name asked for. Run it again: a "
+            message += "report or a streamed run goes on where it was"
             failure, code = error, 130
         except Exception as error:
             # Typer's own exceptions carry what it needs to end the program; a closed pipe, too, is
@@ -50,6 +54,13 @@ class _Program(typer.core.TyperGroup):
             traceback.print_exception(failure)
         typer.echo(f"esparse: {message}", err=True)
         raise typer.Exit(code)
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """One line, above a progress bar; a line of library code would say nothing to a user."""
+    from tqdm.std import tqdm
+
+    tqdm.write(f"esparse: {message}", file=sys.stderr)
 
 
 def _show_version(wanted: bool) -> None:
@@ -324,10 +335,11 @@ def prune(
             _check_new_folder(out)
     seconds = time.perf_counter() - started
     retained = sum(record["retained_share"] for record in records) / len(records)
+    kept, weights = (sum(record[key] for record in records) for key in ("kept", "weights"))
     shares = recipe.pattern if recipe.allocation is None else "shares of their own"
     typer.echo(
-        f"{len(records)} layers pruned to {shares} in {seconds:.1f} s, "
-        f"retained share of the score {retained:.4f} (mean over layers)"
+        f"{len(records)} layers pruned to {shares} in {seconds:.1f} s: {kept / weights:.2%} of "
+        f"their weights kept, retained share of the score {retained:.4f} (mean over layers)"
     )
     typer.echo(f"saved in {out}; measure it with: esparse eval {out}")
 

@@ -126,7 +126,14 @@ def parse_sparsity(text: str) -> Sparsity:
             f"Cannot read the share of kept weights {text!r}: expected such as 50% (of every row "
             "stays) or 50% per layer, above 0 and below 100."
         )
-    return Pattern.parse(text)
+    try:
+        return Pattern.parse(text)
+    except InputError as error:
+        if ":" in text:
+            raise
+        raise InputError(
+            f"Cannot read the pattern {text!r}: expected N:M, such as 2:4, or a share, such as 50%."
+        ) from error
 
 
 def in_groups(scores: Tensor, m: int, *, fill: float) -> Tensor:

@@ -135,11 +135,8 @@ def load_model(
     dtype, device = dtype_of(dtype), device_of(device)
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     on_hub = name not in EMBEDDED_MODELS and not path.exists()
-    if revision is not None and not on_hub:
-        raise InputError(
-            f"revision={revision!r} is for Hugging Face ids; {name} has none. Omit it."
-        )
-
+    if not on_hub:
+        _refuse_revision(name, revision)
     if name in EMBEDDED_MODELS:
         folder = ensure_embedded_model(name)
         model, tokenizer = _load_folder(folder, dtype)
@@ -180,11 +177,14 @@ def stored_model(name_or_path: str | Path, *, revision: str | None = None) -> St
     Args and errors are those of `load_model`; a .gguf file cannot be read piece by piece.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if name in EMBEDDED_MODELS or path.exists():
+        _refuse_revision(name, revision)
     if name in EMBEDDED_MODELS:
         path = ensure_embedded_model(name)
         found = f"sha256:{_read_source(path)['safetensors']['sha256']}"
     elif path.is_dir():
-        name, found = path.resolve().name, f"sha256:{_folder_digest(_model_folder(path))}"
+        with _readable(f"the weights in {path}"):
+            name, found = path.resolve().name, f"sha256:{_folder_digest(_model_folder(path))}"
     elif path.exists():
         raise InputError(
             f"{path} is one file: only a folder of safetensors is read piece by piece."
@@ -202,6 +202,13 @@ def stored_model(name_or_path: str | Path, *, revision: str | None = None) -> St
             path, local_files_only=True, trust_remote_code=False
         )
     return StoredModel(path, tokenizer, name, found)
+
+
+def _refuse_revision(name: str, revision: str | None) -> None:
+    if revision is not None:
+        raise InputError(
+            f"revision={revision!r} is for Hugging Face ids; {name} has none. Omit it."
+        )
 
 
 def check_finite_weights(model: torch.nn.Module) -> None:

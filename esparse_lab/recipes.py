@@ -5,9 +5,9 @@ from dataclasses import fields
 
 from esparse_lab.allocation import ALLOCATIONS
 from esparse_lab.errors import InputError, unknown
-from esparse_lab.masks import Unstructured, parse_sparsity
+from esparse_lab.masks import Sparsity, Unstructured, parse_sparsity
 from esparse_lab.methods import METHODS, PruningMethod, make_method
-from esparse_lab.permutation import SEARCHES, OrderSearch
+from esparse_lab.permutation import SEARCHES, BlockShuffle, OrderSearch
 from esparse_lab.pruning import Calibration, Recipe, can_be_ordered
 from esparse_lab.reconstruction import Reconstruction
 
@@ -65,7 +65,8 @@ def recipe_of(
         method: chooses the weights.
         pattern: such as "2:4" or "50%"; without it 2:4, or with an allocation what its menu holds
             nearest to the target.
-        search: a name in `SEARCHES`; without it the best, or none where no order means anything.
+        search: a name in `SEARCHES`; without it the best that the pattern's groups fit, or none
+            where no order means anything.
         calibration: where statistics come from; see `Recipe`.
         reconstruct: solve for the kept weights.
         allocation: a name in `ALLOCATIONS`; without it every layer gets `pattern`.
@@ -75,13 +76,14 @@ def recipe_of(
     Raises:
         InputError: for words that are not known or do not go together.
     """
-    sparsity = parse_sparsity(pattern or "2:4")
+    sparsity = parse_sparsity("2:4" if pattern is None else pattern)
     spread = None
     if allocation is not None:
         if allocation not in ALLOCATIONS:
             raise unknown("allocation", allocation, ALLOCATIONS)
         target = sparsity.density if target is None else target
-        spread = ALLOCATIONS[allocation](target=target, menu=menu or "unstructured")
+        menu = "unstructured" if menu is None else menu
+        spread = ALLOCATIONS[allocation](target=target, menu=menu)
         if pattern is None:
             sparsity = min(
                 spread.patterns,
@@ -94,6 +96,18 @@ def recipe_of(
             f"{', '.join(ALLOCATIONS)}, or leave them out."
         )
     if search is None:
-        search = BEST_SEARCH if can_be_ordered(sparsity, spread) else "none"
+        search = "none"
+        if can_be_ordered(sparsity, spread):
+            search = BEST_SEARCH if _holds_groups(SEARCHES[BEST_SEARCH], sparsity) else "gns"
     solver = Reconstruction() if reconstruct else None
-    return Recipe(method, sparsity, named_search(search), calibration, solver, spread)
+    recipe = Recipe(method, sparsity, named_search(search), calibration, solver, spread)
+    if not _holds_groups(recipe.search, sparsity):
+        raise InputError(
+            f"The search {search!r} shuffles inside blocks of {recipe.search.block} channels, "
+            f"which hold no whole groups of {sparsity.m}. Take 'gns' or 'none', or another pattern."
+        )
+    return recipe
+
+
+def _holds_groups(search: OrderSearch | None, sparsity: Sparsity) -> bool:
+    return not isinstance(search, BlockShuffle) or search.block % sparsity.m == 0

@@ -275,10 +275,14 @@ def _skeleton(source: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a folder with real buffers and no weights."""
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=True)
+        with _parameters_on_meta():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"{source}/config.json cannot be used: {error}") from error
-    with _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{source}/config.json cannot be used: {reason} Expected that of a causal language "
+            "model that this version of transformers knows."
+        ) from error
     return model.eval()
 
 
@@ -374,7 +378,7 @@ def _unfinished_run(
 
 
 def _check_run(partial: Path, run: dict) -> None:
-    if (partial / _RUN).is_file():
+    if (partial / _RUN).is_file() and any(partial.glob("block-*.json")):
         if json.loads((partial / _RUN).read_text()) != run:
             raise InputError(
                 f"{partial} holds the unfinished run of another recipe, model, text, device or "

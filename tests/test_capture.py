@@ -10,7 +10,7 @@ from whole_forward import EXPERT, inputs_of_whole_forward
 
 from esparse_lab import EsparseError, InputError, LayerStats, collect_layer_stats, layer_inputs
 from esparse_lab.architectures import transformer_blocks
-from esparse_lab.capture import BlockWalk, on_input
+from esparse_lab.capture import BlockWalk, check_tokens, on_input
 
 
 @pytest.mark.parametrize("model_type", TINY_CONFIGS)
@@ -160,3 +160,17 @@ def test_a_model_in_training_mode_is_refused(tiny_llama, tokens):
 def test_unknown_layer_suggests(tiny_llama, tokens):
     with pytest.raises(InputError, match=r"Did you mean 'model\.layers\.0\.mlp\.up_proj'"):
         layer_inputs(tiny_llama, tokens, "model.layers.0.mlp.upproj")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "learned"), [("gpt2", True), ("opt", True), ("llama", False)]
+)
+def test_sequences_longer_than_learned_positions_are_refused(model_type, learned):
+    model = random_model(model_type)  # 64 positions
+    check_tokens(model, torch.zeros(1, 64, dtype=torch.int64))
+    longer = torch.zeros(1, 65, dtype=torch.int64)
+    if learned:
+        with pytest.raises(InputError, match="65 tokens are too long: the model has learned 64"):
+            check_tokens(model, longer)
+    else:
+        check_tokens(model, longer)

@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -9,7 +11,7 @@ import nbformat
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import esparse_lab.reports
@@ -168,6 +170,8 @@ def test_pruning_saves_a_model_that_transformers_loads(folder, tmp_path):
     assert recipe["calibration"]["tokens"]["shape"] == [2, 32]
     assert recipe["model"]["revision"].startswith("sha256:")
     shares = [layer["retained_share"] for layer in recipe["layers"]]
+    assert "14 layers pruned to 2:4 in" in result.stdout
+    assert "50.00% of their weights kept" in result.stdout
     assert f"retained share of the score {sum(shares) / len(shares):.4f}" in result.stdout
 
     measured = ["eval", out, "--corpus", text, "--length", 64, "--windows", 3, "--device", "cpu"]
@@ -221,6 +225,7 @@ def test_an_allocation_keeps_its_share_of_all_weights(folder, tmp_path):
     assert facts["recipe"]["allocation"].startswith("OutlierShare(target=0.5, menu='3:8, 4:8, 5:8'")
     assert facts["recipe"]["search"].startswith("BlockShuffle")
     assert "14 layers pruned to shares of their own" in printed
+    assert "50.00% of their weights kept" in printed
     weights = [m.weight for n, m in model.named_modules() if n.endswith("_proj")]
     kept, size = sum(int((w != 0).sum()) for w in weights), sum(w.numel() for w in weights)
     assert kept == size // 2
@@ -247,6 +252,32 @@ def test_streamed_and_whole_are_the_same_model(folder, tmp_path):
         assert facts[key] == streamed_facts[key]
     result = esparse("eval", tmp_path / "b", "--corpus", folder / "text.txt", "--length", "16")
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.filterwarnings("default:.*no calibration token")
+def test_a_warning_is_one_line_without_a_place_in_the_source(folder, tmp_path):
+    config = MixtralConfig(
+        vocab_size=256,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=8,
+        num_experts_per_tok=1,
+    )
+    shutil.copytree(folder / "tiny", tmp_path / "mixtral")
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "mixtral")
+    options = ["--corpus", folder / "text.txt", "--sequences", 1, "--length", 2]
+    result = esparse("prune", tmp_path / "mixtral", "--out", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    lines = re.split("[\r\n]+", result.stderr)
+    told = [line for line in lines if "no calibration token was sent here" in line]
+    assert len(told) == 2  # one a block, though most of its experts saw nothing
+    for number, line in enumerate(told):
+        assert line.startswith(f"esparse: model.layers.{number}.")
+    assert "UserWarning" not in result.stderr
+    assert ".py" not in result.stderr
 
 
 def test_activations_without_streaming_are_refused(folder, tmp_path):
@@ -305,7 +336,7 @@ def test_a_value_that_no_notebook_can_use_is_found_before_any_runs(folder, tmp_p
     ("error", "code", "says"),
     [
         (RuntimeError("odd"), 1, "esparse: unexpected RuntimeError: odd. Run `esparse --debug"),
-        (KeyboardInterrupt(), 130, "esparse: interrupted;"),
+        (KeyboardInterrupt(), 130, "esparse: interrupted; nothing half-written has the name"),
     ],
 )
 def test_other_ends_are_one_line_unless_debugging(monkeypatch, error, code, says):

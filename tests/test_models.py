@@ -2,6 +2,7 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from esparse_lab.models import (
     embedded_model_folder,
     ensure_embedded_model,
     load_model,
+    stored_model,
 )
 
 CONFIG = LlamaConfig(
@@ -289,6 +291,20 @@ def test_the_first_bad_tensor_is_named():
 def test_arguments_that_cannot_be_used_say_why(saved, arguments, message):
     with pytest.raises(InputError, match=message):
         load_model(saved, **{"device": "cpu", **arguments})
+
+
+def test_a_folder_has_no_revision_for_streaming_either(saved):
+    with pytest.raises(InputError, match="revision='main' is for Hugging Face ids"):
+        stored_model(saved, revision="main")
+
+
+@pytest.mark.parametrize("index", ["{", "{}", '{"weight_map": {"a": "missing.safetensors"}}'])
+def test_an_index_that_cannot_be_used_says_so_before_streaming(saved, tmp_path, index):
+    shutil.copytree(saved, tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").unlink()
+    (tmp_path / "broken" / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(EsparseError, match=r"Could not read the weights in .*broken: "):
+        stored_model(tmp_path / "broken")
 
 
 def test_names_are_checked_before_any_network():

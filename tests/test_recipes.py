@@ -4,6 +4,7 @@ import pytest
 
 from esparse_lab import (
     BlockShuffle,
+    GlobalShuffle,
     HessianSensitivity,
     InputError,
     Magnitude,
@@ -49,6 +50,7 @@ BEST = BlockShuffle()
     [
         ({}, Pattern(2, 4), BEST, None),
         ({"pattern": "4:8"}, Pattern(4, 8), BEST, None),
+        ({"pattern": "3:7"}, Pattern(3, 7), GlobalShuffle(), None),  # 256 is no multiple of 7
         ({"pattern": "50%"}, Unstructured(0.5), None, None),
         ({"pattern": "2:4", "search": "none"}, Pattern(2, 4), None, None),
         ({"allocation": "uniform"}, Unstructured(0.5), None, Uniform(0.5)),
@@ -89,6 +91,12 @@ def test_what_is_left_out_fits_what_is_said(words, pattern, search, allocation):
     ("words", "says"),
     [
         ({"pattern": "50%", "search": "gns"}, "50% has none such"),
+        ({"pattern": "3:7", "search": "gns+lbs"}, "groups of 7. Take 'gns' or 'none'"),
+        ({"pattern": ""}, "the pattern '': expected N:M, such as 2:4, or a share, such as 50%"),
+        ({"pattern": "50"}, "or a share, such as 50%"),
+        ({"allocation": "uniform", "menu": ""}, "menu of different entries"),
+        ({"allocation": "uniform", "menu": "2:4,"}, "In the menu '2:4,': Cannot read the pattern"),
+        ({"allocation": "uniform", "menu": "50%, 2:4"}, "N:M patterns and 'dense' with commas"),
         (
             {"allocation": "uniform", "pattern": "2:4", "menu": "4:8, dense", "search": "gns"},
             "2:4 with the menu '4:8, dense' has none such",
@@ -98,7 +106,10 @@ def test_what_is_left_out_fits_what_is_said(words, pattern, search, allocation):
         ({"allocation": "uniform", "target": 1.5}, "above 0 and below 1, got 1.5"),
         ({"allocation": "uniform", "target": float("nan")}, "above 0 and below 1, got nan"),
         ({"allocation": "uniform", "menu": "2:4, 2:4"}, "menu of different entries"),
-        ({"allocation": "outliers", "target": 0.95}, "plus or minus 0.08"),
+        (
+            {"allocation": "outliers", "target": 0.95},
+            "0.08: .* or the uniform allocation",
+        ),
         ({"target": 0.5}, "belong to an allocation"),
         ({"menu": "2:4"}, "belong to an allocation"),
         ({"pattern": "150%"}, "share of kept weights '150%'"),

@@ -31,7 +31,10 @@ def sweep(
     if block < 1:
         raise InputError(f"block must be at least 1 column, got {block}.")
     if isinstance(sparsity, Pattern) and block % sparsity.m:
-        raise InputError(f"A block of {block} columns does not hold whole groups of {sparsity.m}.")
+        raise InputError(
+            f"A block of {block} columns does not hold whole groups of {sparsity.m}; set it to a "
+            f"multiple, such as block={-(-block // sparsity.m) * sparsity.m}."
+        )
     w = weight.float().contiguous().clone()
     u = factor.to(w).contiguous()
     root = channel_saliency.to(w).sqrt()
