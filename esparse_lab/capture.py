@@ -21,7 +21,7 @@ from esparse_lab.entropy import Histogram
 from esparse_lab.errors import InputError, unknown
 
 # Tokens that run together: enough to fill the device, few enough to bound the activations in use.
-TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
+TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16384}
 
 
 # What a block is called with besides its hidden states: by position and by keyword.
@@ -93,7 +93,7 @@ class BlockWalk:
 
 def sequences_at_once(model: PreTrainedModel, tokens: Tensor) -> int:
     """How many sequences of `tokens` run through `model` together."""
-    return max(1, TOKENS_AT_ONCE.get(model.device.type, 2048) // tokens.shape[1])
+    return max(1, TOKENS_AT_ONCE.get(model.device.type, 1024) // tokens.shape[1])
 
 
 def check_tokens(model: PreTrainedModel, tokens: Tensor) -> None:

@@ -124,7 +124,7 @@ class StatsAccumulator:
         self._squares = squares if self._squares is None else self._squares.add_(squares)
         self._n_tokens += batch.shape[:-1].numel()
         if self.needs.gram:
-            product = inner_products(batch, batch)
+            product = gram(batch)
             self._gram = product if self._gram is None else self._gram.add_(product)
         if self._counter is not None:
             self._add_range(self._seen(batch))
@@ -191,6 +191,16 @@ class StatsAccumulator:
         for values in held:
             self._counter.count(values)
         return self._counter.finish()
+
+
+def gram(x: Tensor, strips: int = 4) -> Tensor:
+    """X^T X of [.., token, in], float32: what lies below the diagonal is copied, not computed."""
+    n = x.shape[-1]
+    product = torch.empty(n, n, device=x.device)
+    for strip in (slice(n * i // strips, n * (i + 1) // strips) for i in range(strips)):
+        product[strip, strip.start :] = inner_products(x[..., strip], x[..., strip.start :])
+        product[strip.stop :, strip] = product[strip, strip.stop :].T
+    return product
 
 
 def inner_products(a: Tensor, b: Tensor) -> Tensor:

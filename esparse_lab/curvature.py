@@ -58,10 +58,23 @@ def inverse_factor(curvature: Tensor) -> Tensor:
     Raises:
         EsparseError: if the matrix is not positive definite.
     """
-    # H = R R^T with R upper (a Cholesky factor seen in the mirror) gives U = R^-1 in one
-    # factorisation and one triangular solve, where inverting first takes two and a product.
-    mirrored = curvature.flip(0, 1)
-    lower, failed = torch.linalg.cholesky_ex(mirrored)
+    # H = R R^T with R upper triangular gives U = R^-1. Half by half, from the last channels to the
+    # first, nearly all of it is matrix products.
+    n = len(curvature)
+    if n <= 192:
+        return _inverse_factor_at_once(curvature)
+    first, last = slice(0, n // 2), slice(n // 2, n)
+    u = torch.zeros_like(curvature)
+    u[last, last] = inverse_factor(curvature[last, last])
+    across = curvature[first, last] @ u[last, last].T
+    u[first, first] = inverse_factor(curvature[first, first] - across @ across.T)
+    u[first, last] = -u[first, first] @ (across @ u[last, last])
+    return u
+
+
+def _inverse_factor_at_once(curvature: Tensor) -> Tensor:
+    # A Cholesky factor seen in the mirror is upper triangular.
+    lower, failed = torch.linalg.cholesky_ex(curvature.flip(0, 1))
     if failed:
         raise EsparseError(
             "The Hessian of this layer's inputs is not positive definite: channels that are copies "
