@@ -55,6 +55,8 @@ def warm_up(model: PreTrainedModel, tokens: Tensor, recipes: list[Recipe]) -> No
     """Compile every kernel, on the first block: that is no time of a method's."""
     with weights_restored(model):
         for recipe in {(type(r.method), r.pattern): r for r in recipes}.values():
+            if recipe.needs is None:
+                continue
             walk = BlockWalk.start(model, tokens)
             twin = twin_of(walk, recipe)
             prune_block(
