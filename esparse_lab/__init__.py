@@ -23,7 +23,7 @@ _HOME = {
     "entropy": ["Histogram", "channel_entropy"],
     "errors": ["EsparseError", "InputError"],
     "likelihood": ["Perplexity", "perplexity"],
-    "masks": ["Pattern", "Unstructured", "check_nm", "nm_mask", "parse_sparsity"],
+    "masks": ["Pattern", "Unstructured", "nm_mask", "parse_sparsity"],
     "methods": [
         "ISC",
         "METHODS",
@@ -52,6 +52,7 @@ _HOME = {
     "run_record": ["Run"],
     "streaming": ["prune_checkpoint"],
     "sensitivity": ["hessian_traces", "outlier_shares"],
+    "storage": ["Compressed", "compress", "require_nm"],
 }
 """Which module each public name lives in."""
 

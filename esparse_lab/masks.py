@@ -191,19 +191,3 @@ def _rank(groups: Tensor) -> Tensor:
             ranks[i] += ahead
             ranks[j] += ~ahead
     return torch.stack(ranks, dim=-1)
-
-
-def check_nm(weight: Tensor, pattern: Pattern) -> None:
-    """Raise `InputError`, naming the first offending group, unless `weight` is N:M sparse.
-
-    At most `n` of every `m` consecutive input channels of a row may be nonzero.
-    """
-    per_group = in_groups(weight != 0, pattern.m, fill=False).sum(dim=-1)
-    bad = (per_group > pattern.n).nonzero()
-    if len(bad):
-        row, group = bad[0].tolist()
-        raise InputError(
-            f"Not {pattern}: row {row}, channels {group * pattern.m} to "
-            f"{min((group + 1) * pattern.m, weight.shape[1]) - 1} hold "
-            f"{int(per_group[row, group])} nonzero weights ({len(bad)} such groups)."
-        )

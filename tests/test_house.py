@@ -18,6 +18,7 @@ ROOMS = [
     ["discovery"],
     ["architectures", "models", "wikipedia", "corpora", "entropy"],
     ["channel_stats", "masks"],
+    ["storage"],
     ["capture", "curvature"],
     ["methods", "reconstruction", "twin"],
     ["permutation", "budget", "sensitivity", "allocation"],

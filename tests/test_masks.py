@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from esparse_lab import InputError, Pattern, Unstructured, check_nm, nm_mask, parse_sparsity
+from esparse_lab import InputError, Pattern, Unstructured, nm_mask, parse_sparsity
 
 PATTERNS = [Pattern(2, 4), Pattern(4, 8), Pattern(1, 4), Pattern(3, 4), Pattern(5, 16)]
 
@@ -76,13 +76,6 @@ def test_pattern_reads_and_writes_itself():
 def test_nan_scores_are_refused():
     with pytest.raises(InputError, match="1 of 4 scores are NaN"):
         nm_mask(torch.tensor([[1.0, float("nan"), 2.0, 3.0]]), Pattern(2, 4))
-
-
-def test_check_nm_names_the_first_offending_group():
-    weight = torch.tensor([[1.0, 0, 0, 2, 0, 0, 0, 0], [0, 0, 0, 0, 1, 2, 3, 0]])
-    check_nm(weight, Pattern(3, 4))
-    with pytest.raises(InputError, match=r"Not 2:4: row 1, channels 4 to 7 hold 3 .*1 such"):
-        check_nm(weight, Pattern(2, 4))
 
 
 @pytest.mark.parametrize("density", [0.5, 0.3, 0.9, 0.05, 0.999])

@@ -11,7 +11,7 @@ from esparse_lab import (
     GlobalShuffle,
     InputError,
     Pattern,
-    check_nm,
+    require_nm,
     retained_share,
     search_order,
     search_steps,
@@ -142,7 +142,7 @@ def test_swaps_at_once_lose_nothing_that_matters():
 def test_mask_is_nm_in_the_new_order(pattern, scores):
     order = search_order(scores, pattern, BlockShuffle(block=16))
     mask = ordered_mask(scores, pattern, order)
-    check_nm(mask[:, order.index], pattern)
+    require_nm(mask[:, order.index], pattern)
     assert float((scores * mask).sum() / scores.sum()) == pytest.approx(
         retained_share(scores, pattern, order), rel=1e-6
     )

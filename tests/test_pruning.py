@@ -25,9 +25,9 @@ from esparse_lab import (
     Unstructured,
     Wanda,
     capture,
-    check_nm,
     prunable_layers,
     prune_model,
+    require_nm,
 )
 from esparse_lab.permutation import search_order
 
@@ -79,7 +79,7 @@ def test_every_family_is_pruned_by_every_method(model_type, method, tokens):
                 weight = weight.T
             if layer.order is not None:
                 weight = weight[:, layer.order.index]
-            check_nm(weight, PATTERN)
+            require_nm(weight, PATTERN)
             assert int((weight != 0).sum()) == weight.numel() // 2
             assert layer.n_tokens > 0 or name == "magnitude"
         assert bool(model(tokens).logits.isfinite().all())
@@ -120,7 +120,7 @@ def test_pruned_weights_are_nm_in_their_order_and_else_untouched(method, search,
         assert (record.order is None) == (search is None)
         if record.group_axis == "out":
             weight = weight.T
-        check_nm(weight if search is None else weight[:, record.order.index], PATTERN)
+        require_nm(weight if search is None else weight[:, record.order.index], PATTERN)
         assert float(record.mask.float().mean()) == 0.5
         assert 0.5 < record.retained_share < 1
 
@@ -190,7 +190,7 @@ def test_half_models_stay_half(tokens, dtype):
     prune_model(model, tokens, Recipe(METHODS["esparse"](), PATTERN), progress=False)
     for layer in prunable_layers(model).values():
         assert layer.weight.dtype == dtype
-        check_nm(layer.weight.data, PATTERN)
+        require_nm(layer.weight.data, PATTERN)
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ from tiny_models import random_model
 
 from esparse_lab import METHODS, LayerStats, Pattern, Recipe, Reconstruction, prune_model
 from esparse_lab.architectures import prunable_layers
-from esparse_lab.masks import check_nm
+from esparse_lab.storage import require_nm
 
 HALVES = [torch.float16, torch.bfloat16]
 # An update is worked out in float32 and rounded once, to the nearest half.
@@ -39,7 +39,7 @@ def test_half_models_are_pruned_twice_to_the_same_bits(method, dtype, reconstruc
         assert torch.equal(a, b)
     for name, layer in prunable_layers(first).items():
         assert layer.weight.isfinite().all()
-        check_nm(layer.weight if axes[name] == "in" else layer.weight.T, Pattern(2, 4))
+        require_nm(layer.weight if axes[name] == "in" else layer.weight.T, Pattern(2, 4))
 
 
 @pytest.mark.parametrize("dtype", HALVES)
