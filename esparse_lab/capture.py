@@ -335,11 +335,15 @@ def layer_inputs(model: PreTrainedModel, tokens: Tensor, layer: str) -> Tensor:
     names = {name: i for i, block in enumerate(walk.blocks) for name in block.layers}
     if layer not in names:
         raise unknown("layer", layer, names)
-    read: list[Tensor] = []
     for index in range(names[layer]):
         walk.hidden = list(walk.run(index))
-    group = next(g for g in walk.blocks[names[layer]].groups if layer in g.layers)
-    with on_input(group, walk.length, read.append):
-        for _ in walk.run(names[layer]):
-            pass
+    groups = walk.blocks[names[layer]].groups
+    number = next(n for n, group in enumerate(groups) if layer in group.layers)
+    return group_inputs(walk, names[layer], number)
+
+
+def group_inputs(walk: BlockWalk, index: int, number: int) -> Tensor:
+    """What group `number` of block `index` reads, all batches; shapes as `layer_inputs`."""
+    read: list[Tensor] = []
+    _read_inputs(walk, index, {number: read.append})
     return torch.cat(read)

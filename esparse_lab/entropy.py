@@ -159,8 +159,9 @@ class EntropyCounter:
 def _percentiles(values: Tensor) -> tuple[Tensor, Tensor]:
     """The 0.1 and 99.9 percent quantiles of each column, lower value of the two neighbours."""
     last = len(values) - 1
-    low, high = math.floor(0.001 * last), math.ceil(0.999 * last)
-    low, high = (values.kthvalue(k + 1, dim=0).values for k in (low, high))
+    n_beyond = math.floor(0.001 * last) + 1  # on either side, the quantile itself among them
+    ordered = values.T.contiguous()  # on a CPU ten times as fast as kthvalue over dim 0
+    low, high = (ordered.topk(n_beyond, largest=top).values[:, -1] for top in (False, True))
     finite = values.isfinite().all(dim=0)
     return low.where(finite, math.nan), high.where(finite, math.nan)
 

@@ -132,19 +132,34 @@ def binning_table(
 
 
 def activation_histograms(
-    activations: Tensor, channels: Iterable[int], *, bins: int = 100
+    activations: Tensor,
+    channels: Iterable[int],
+    *,
+    bins: int = 100,
+    bin_range: BinRange = "channel",
+    skip_first: bool = False,
 ) -> pd.DataFrame:
-    """Histograms of a few channels' values over their own range.
+    """Histograms of a few channels' values in the bins that `Histogram` describes.
 
     Columns: channel, bin_left, bin_right, count, entropy_nats. `activations` is [.., in].
     """
-    flat = activations.flatten(0, -2).float().cpu()
-    frames = []
+    if skip_first and activations.dim() == 3:
+        activations = activations[:, 1:]
+    n_channels = activations.shape[-1]
+    channels = list(channels)
     for channel in channels:
-        if not 0 <= channel < flat.shape[1]:
-            raise InputError(f"The layer has channels 0 to {flat.shape[1] - 1}, got {channel}.")
-        counts, edges = np.histogram(flat[:, channel].numpy(), bins=bins)
-        entropy = binned_entropy([flat[:, channel : channel + 1]], Histogram(bins)).entropy
+        if not 0 <= channel < n_channels:
+            raise InputError(f"The layer has channels 0 to {n_channels - 1}, got {channel}.")
+    # One range for the layer needs every channel; the others need these alone.
+    whole = bin_range == "layer"
+    flat = activations.flatten(0, -2)
+    flat = flat if whole else flat[:, channels]
+    binned = binned_entropy([flat], Histogram(bins, bin_range))
+    frames = []
+    for column, channel in zip(channels if whole else range(len(channels)), channels, strict=True):
+        span = float(binned.low[column]), float(binned.high[column])
+        values = flat[:, column].float().cpu().numpy().clip(*span)
+        counts, edges = np.histogram(values, bins=bins, range=span)
         frames.append(
             pd.DataFrame(
                 {
@@ -152,7 +167,7 @@ def activation_histograms(
                     "bin_left": edges[:-1],
                     "bin_right": edges[1:],
                     "count": counts,
-                    "entropy_nats": float(entropy),
+                    "entropy_nats": float(binned.entropy[column]),
                 }
             )
         )
