@@ -22,6 +22,7 @@ _HOME = {
     "corpora": ["load_corpus", "token_windows"],
     "entropy": ["Histogram", "channel_entropy"],
     "errors": ["EsparseError", "InputError"],
+    "footprint": ["meta_model", "tensor_table"],
     "likelihood": ["Perplexity", "perplexity"],
     "masks": ["Pattern", "Unstructured", "nm_mask", "parse_sparsity"],
     "methods": [

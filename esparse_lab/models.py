@@ -19,7 +19,7 @@ import torch
 import transformers
 from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from esparse_lab.downloads import (
     Say,
@@ -202,6 +202,33 @@ def stored_model(name_or_path: str | Path, *, revision: str | None = None) -> St
             path, local_files_only=True, trust_remote_code=False
         )
     return StoredModel(path, tokenizer, name, found)
+
+
+def load_config(
+    name_or_path: str | Path, *, revision: str | None = None
+) -> transformers.PreTrainedConfig:
+    """The configuration of a model: its shapes, without its weights.
+
+    Args and errors are those of `load_model`.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    arguments = {}
+    if name in EMBEDDED_MODELS or path.exists():
+        _refuse_revision(name, revision)
+    if name in EMBEDDED_MODELS:
+        path = ensure_embedded_model(name)
+    elif path.is_file():
+        path, arguments = path.parent, {"gguf_file": path.name}
+    elif not path.exists():
+        _check_hub_id(name)
+        try:
+            path = Path(hf_hub_download(name, "config.json", revision=revision)).parent
+        except Exception as error:  # whatever the hub client and its HTTP library raise
+            raise _hub_error(name, revision, error) from error
+    with _quiet(), _readable(f"the configuration in {path}"):
+        return AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False, **arguments
+        )
 
 
 def _refuse_revision(name: str, revision: str | None) -> None:

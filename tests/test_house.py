@@ -26,7 +26,7 @@ ROOMS = [
     ["streaming"],
     ["run_record", "result_cache", "recipes"],
     ["tables"],
-    ["experiments"],
+    ["experiments", "footprint"],
     ["figures"],
     ["reports", "doctor"],
     ["cli"],

@@ -24,6 +24,7 @@ from esparse_lab.models import (
     check_finite_weights,
     embedded_model_folder,
     ensure_embedded_model,
+    load_config,
     load_model,
     stored_model,
 )
@@ -171,6 +172,7 @@ def test_a_folder_is_loaded_as_it_was_saved(saved):
     content = (saved / "model.safetensors").read_bytes()
     assert loaded.revision == f"sha256:{hashlib.sha256(content).hexdigest()}"
     assert loaded.tokenizer("word0 word60").input_ids == [3, 63]
+    assert load_config(saved).to_dict() == loaded.model.config.to_dict()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16", "torch.bfloat16"])
@@ -313,6 +315,8 @@ def test_names_are_checked_before_any_network():
     for path in ("./none", "/no/such/folder", "some folder", "weights/none/model.gguf"):
         with pytest.raises(InputError, match="does not exist here and is no Hugging Face id"):
             load_model(path)
+        with pytest.raises(InputError, match="does not exist here and is no Hugging Face id"):
+            load_config(path)
 
 
 # ---------------------------------------------------------------- GGUF, and the embedded model
@@ -330,6 +334,7 @@ def test_a_gguf_file_is_unpacked(tmp_path):
     for name in same:
         torch.testing.assert_close(weights[name], held[name], rtol=0, atol=1e-7)
     loaded.model.save_pretrained(tmp_path / "again")  # which a packed model cannot do
+    assert load_config(path).intermediate_size == loaded.model.config.intermediate_size == 64
 
 
 def test_what_is_no_gguf_file_says_so(tmp_path, saved):
@@ -417,14 +422,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def load_in_process(environment: dict[str, str], *calls: tuple[str, dict]) -> list[str]:
-    """What `load_model` says of names in a fresh Python: the hub client reads its settings once."""
+    """What both loaders say of names in a fresh Python: the hub client reads its settings once."""
     script = f"""
 from esparse_lab.errors import EsparseError
-from esparse_lab.models import load_model
+from esparse_lab.models import load_config, load_model
 for name, options in {calls!r}:
     try:
+        config = load_config(name, **options)
         loaded = load_model(name, device="cpu", **options)
-        print(loaded.name, loaded.revision, len(loaded.tokenizer))
+        print(loaded.name, loaded.revision, len(loaded.tokenizer), config.hidden_size)
     except EsparseError as error:
         print(type(error).__name__, error)
 """
@@ -458,7 +464,7 @@ def test_hub_models_without_network(saved, tmp_path):
         ("someone/pickled", {}),
         ("someone/other", {}),
     )
-    assert tiny == f"someone/tiny {COMMIT} 64"
+    assert tiny == f"someone/tiny {COMMIT} 64 32"
     assert pickled.startswith("InputError The Hugging Face repository someone/pickled holds no")
     assert "safetensors" in pickled
     assert other.startswith("EsparseError There is no folder 'someone/other' here, and the Hugging")
