@@ -125,7 +125,7 @@ def part_table(tensors: pd.DataFrame) -> pd.DataFrame:
     """A `tensor_table` summed over the tensors of a part, in their order.
 
     Columns: part, prunable, tensors and weights (counts), dense_gb, compressed_gb, saved_gb,
-    dense_share and saved_share (of the dense model, 0 to 1).
+    kept_share and saved_share (of the dense model, 0 to 1).
     """
     parts = tensors.groupby(["part", "prunable"], sort=False).agg(
         tensors=("tensor", "count"),
@@ -136,7 +136,7 @@ def part_table(tensors: pd.DataFrame) -> pd.DataFrame:
     parts[["dense_gb", "compressed_gb"]] /= 1e9
     parts["saved_gb"] = parts.dense_gb - parts.compressed_gb
     whole = parts.dense_gb.sum()
-    parts["dense_share"], parts["saved_share"] = parts.dense_gb / whole, parts.saved_gb / whole
+    parts["kept_share"], parts["saved_share"] = parts.compressed_gb / whole, parts.saved_gb / whole
     return parts.reset_index()
 
 
@@ -166,7 +166,7 @@ def table6() -> pd.DataFrame:
         true = tensors.dense_bytes.sum(), tensors.compressed_bytes.sum()
         printed = published.loc[name, ["Dense (FP16)", "Sparse (FP16)"]]
         rows += [
-            (name, "published", "1000 MiB", *printed),
+            (name, "published", "GB as printed", *printed),
             (name, "formula", "1000 MiB", *paper_formula(shape)),
             (name, "true", "GB", *(size / 1e9 for size in true)),
             (name, "true", "GiB", *(size / 2**30 for size in true)),
@@ -178,22 +178,22 @@ def table6() -> pd.DataFrame:
 def table6_terms() -> pd.DataFrame:
     """What lies between Table 6 and the truth: terms that add up to a model's fp16 weights.
 
+    The "unit" is that 1000 MiB are 1.048576 GB.
+
     Columns: model, term, form ("dense" or "compressed"), gb.
     """
     rows = []
     for name, shape in LLAMA.items():
         third = shape.layers * shape.hidden * shape.intermediate * 2 / 1e9
-        vocabulary = shape.vocab * shape.hidden * 2 / 1e9
-        norms = (2 * shape.layers + 1) * shape.hidden * 2 / 1e9
+        rest = (shape.vocab + 2 * shape.layers + 1) * shape.hidden * 2 / 1e9
         for form, printed, share in zip(
             ("dense", "compressed"), paper_formula(shape), (1, 9 / 16), strict=True
         ):
             rows += [
                 (name, "counted by the paper", form, printed),
-                (name, "1000 MiB are not a GB", form, printed * (1000 * 2**20 / 1e9 - 1)),
+                (name, "unit", form, printed * (1000 * 2**20 / 1e9 - 1)),
                 (name, "third FFN matrix", form, third * share),
-                (name, "second vocabulary matrix", form, vocabulary),
-                (name, "norms", form, norms),
+                (name, "output head, norms", form, rest),
             ]
     return pd.DataFrame(rows, columns=["model", "term", "form", "gb"])
 

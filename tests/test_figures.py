@@ -103,6 +103,26 @@ def spread():
     return frame.assign(lowest=0.9 * frame.perplexity, highest=1.2 * frame.perplexity)
 
 
+def parts(model="7B"):
+    rows = [
+        (model, "up", 3.0, 2.0, 0.5, 0.25),
+        (model, "embedding", 1.0, 1.0, 0.25, 0.0),
+        ("tiny", "up", 0.04, 0.02, 0.5, 0.5),
+    ]
+    columns = ["model", "part", "dense_gb", "compressed_gb", "kept_share", "saved_share"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def terms(term="third FFN matrix"):
+    rows = [
+        (model, form, name, gb * (2 if form == "dense" else 1))
+        for model in ("7B", "13B")
+        for form in ("dense", "compressed")
+        for name, gb in (("counted by the paper", 5.5), (term, 1.25))
+    ]
+    return pd.DataFrame(rows, columns=["model", "form", "term", "gb"])
+
+
 def picture(**changes):
     rng = np.random.default_rng(0)
     before = rng.uniform(1, 2, (5, 8))
@@ -121,6 +141,8 @@ FRAMES = {
     F.retained_figure: retained,
     F.perplexity_figure: ladder,
     F.methods_figure: spread,
+    F.footprint_figure: parts,
+    F.table6_figure: terms,
 }
 EVERY = [pytest.param(f, id=f.__name__) for f in FRAMES]
 
@@ -372,6 +394,32 @@ def test_a_solved_recipe_says_so():
     assert "wanda + reconstruct" in fig.layout.yaxis.ticktext
 
 
+def test_a_part_shows_what_stays_and_what_is_saved_of_it():
+    fig = F.footprint_figure(parts())
+    bars = {(t.name, t.yaxis): t for t in fig.data}
+    assert list(bars["still stored", "y"].x) == [0.5, 0.25]
+    assert list(bars["saved", "y"].x) == [0.25, 0.0]
+    assert [t.strip() for t in bars["saved", "y"].text] == ["3 → 2 GB", "1 GB"]
+    assert [t.strip() for t in bars["saved", "y2"].text] == ["40 → 20 MB"]
+    assert list(fig.layout.yaxis.ticktext) == ["up", "embedding"]
+    titles = [a.text for a in fig.layout.annotations if a.name != "caption"]
+    assert titles == ["7B: 4 → 3 GB (−25.0%)", "tiny: 40 → 20 MB (−50.0%)"]
+
+
+def test_terms_are_stacked_to_the_whole():
+    fig = F.table6_figure(terms())
+    assert fig.layout.barmode == "stack"
+    assert [(t.name, list(t.x), list(t.y), t.yaxis) for t in fig.data] == [
+        ("counted by the paper", [11.0, 5.5], [0, 1], "y"),
+        ("third FFN matrix", [2.5, 1.25], [0, 1], "y"),
+        ("counted by the paper", [11.0, 5.5], [0, 1], "y2"),
+        ("third FFN matrix", [2.5, 1.25], [0, 1], "y2"),
+    ]
+    wholes = [(a.text, a.x, a.y) for a in fig.layout.annotations if a.text.endswith("GB")]
+    assert wholes == [("13.50 GB", 13.5, 0), ("6.75 GB", 6.75, 1)] * 2
+    assert list(fig.layout.yaxis2.ticktext) == ["dense", "compressed"]
+
+
 # --- what all share ---------------------------------------------------------------------------
 
 
@@ -456,7 +504,8 @@ def test_no_rows_and_no_frame_are_refused(figure):
 @pytest.mark.parametrize("figure", EVERY)
 def test_user_text_cannot_inject_tags_or_latex(figure):
     frame = FRAMES[figure]()
-    for column in ("layer", "bin_range", "role", "search", "method", "pattern"):
+    names = ["layer", "bin_range", "role", "search", "method", "pattern"]
+    for column in [*names, "model", "part", "term", "form"]:
         if column in frame:
             frame[column] = BAD
     if figure in (F.activation_histogram_figure, F.rank_change_figure):

@@ -11,6 +11,7 @@ from esparse_lab.figures.channels import (
     entropy_norm_figure,
     rank_change_figure,
 )
+from esparse_lab.figures.memory import footprint_figure, table6_figure
 from esparse_lab.figures.permutation import retained_figure, score_picture, search_trace_figure
 from esparse_lab.figures.perplexity import methods_figure, perplexity_figure
 from esparse_lab.figures.style import LABELS, OKABE_ITO
@@ -22,10 +23,12 @@ __all__ = [
     "binning_figure",
     "channel_figure",
     "entropy_norm_figure",
+    "footprint_figure",
     "methods_figure",
     "perplexity_figure",
     "rank_change_figure",
     "retained_figure",
     "score_picture",
     "search_trace_figure",
+    "table6_figure",
 ]
