@@ -28,6 +28,8 @@ ROOMS = [
     ["tables"],
     ["experiments", "footprint"],
     ["figures"],
+    ["exercises"],
+    ["explorers"],
     ["reports", "doctor"],
     ["cli"],
 ]

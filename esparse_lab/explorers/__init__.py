@@ -1,0 +1,10 @@
+"""Explorers: a model seen layer by layer, live in a notebook and as a figure in a report.
+
+Each is one call in a notebook, such as `explorers.Channels(loaded, tokens)`, and a `Panel`.
+"""
+
+from esparse_lab.explorers.channels import Channels
+from esparse_lab.explorers.panel import Panel
+from esparse_lab.explorers.reading import Reading
+
+__all__ = ["Channels", "Panel", "Reading"]

@@ -1,0 +1,148 @@
+"""What the layers of a model read on one text, for explorers that go from layer to layer."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from esparse_lab.architectures import find_layer
+from esparse_lab.blocks import Block
+from esparse_lab.capture import BlockWalk, group_inputs
+from esparse_lab.channel_stats import LayerStats, Needs, StatsAccumulator
+from esparse_lab.errors import InputError
+from esparse_lab.models import LoadedModel
+
+# Bytes of hidden states kept, so that a layer seen once needs only its own block again; and of one
+# layer's inputs, beyond which an explorer refuses the text.
+HELD_AT_MOST = 1 << 30
+
+
+class Reading:
+    """Runs a model as far as a layer and keeps what that layer reads; several explorers may share.
+
+    The hidden states before each block are kept too, while they are small. The model is not
+    changed, and must not be: that is noticed and refused.
+
+    Attributes:
+        loaded: the model.
+        text: how much it reads, in words.
+        blocks: its blocks.
+        roles: what the layers of its blocks are called: by the last part of the name where that
+            tells them apart ("down_proj"), else from the block on ("mlp.c_proj").
+    """
+
+    def __init__(self, loaded: LoadedModel, tokens: Tensor):
+        """Embeds `tokens`, int64 [sequence, position].
+
+        Raises:
+            InputError: tokens that the model cannot read, or too many of them.
+        """
+        self.loaded = loaded
+        self.text = f"{tokens.shape[0]} × {tokens.shape[1]} tokens"
+        self._walk = BlockWalk.start(loaded.model, tokens)
+        self.blocks: list[Block] = self._walk.blocks
+        self.roles = role_names(self.blocks)
+        self._hidden = {0: self._walk.hidden}
+        self._marks: dict[int, float] = {}
+        self._layer = ""
+        self._inputs: Tensor | None = None
+        self._stats: dict[tuple[str, Needs], LayerStats] = {}
+        widest = max(m.weight.shape[1] for block in self.blocks for m in block.layers.values())
+        size = tokens.numel() * widest * self._hidden[0][0].element_size()
+        if size > HELD_AT_MOST:
+            fits = max(1, HELD_AT_MOST * len(tokens) // size)
+            raise InputError(
+                f"{tokens.shape[0]} × {tokens.shape[1]} tokens are too many to explore: inputs of "
+                f"{widest} channels would take {size / 2**30:.1f} GiB, at most "
+                f"{HELD_AT_MOST / 2**30:.1f} are held. Take fewer, such as tokens[:{fits}]."
+            )
+
+    @classmethod
+    def of(cls, loaded: "LoadedModel | Reading", tokens: Tensor | None) -> "Reading":
+        """The `Reading` given, or one of a model and tokens."""
+        if isinstance(loaded, Reading):
+            return loaded
+        if tokens is None:
+            raise InputError("An explorer needs calibration tokens: el.token_windows makes them.")
+        return cls(loaded, tokens)
+
+    def layer(self, block: int, role: str) -> str:
+        """Full name of a layer; raises `InputError` with the roles that the block has."""
+        return find_layer(self.loaded.model, block, role)
+
+    def weight(self, block: int, role: str) -> Tensor:
+        """The layer's weights, [out, in]."""
+        self._check(block)
+        return self.blocks[block].layers[self.layer(block, role)].weight
+
+    def inputs(self, block: int, role: str, said: Callable[[str], None] = print) -> Tensor:
+        """What the layer reads, as `layer_inputs` gives it; `said` hears of progress.
+
+        Raises:
+            InputError: if the layer was sent no token (an expert), or the model has changed.
+        """
+        layer = self.layer(block, role)
+        if layer != self._layer:
+            number = next(n for n, g in enumerate(self.blocks[block].groups) if layer in g.layers)
+            self._enter(block, said)
+            self._inputs = None  # before the next one comes
+            self._inputs = group_inputs(
+                replace(self._walk, hidden=self._hidden[block]), block, number
+            )
+            self._layer = layer
+        if not self._inputs.numel():
+            self._layer = ""
+            raise InputError(
+                f"{layer} has no statistics: none of these tokens was sent to it. Choose another "
+                "layer, or take more tokens."
+            )
+        return self._inputs
+
+    def stats(
+        self, block: int, role: str, needs: Needs, said: Callable[[str], None] = print
+    ) -> LayerStats:
+        """Statistics of what the layer reads, as `collect_layer_stats` gives them."""
+        layer = self.layer(block, role)
+        if (layer, needs) not in self._stats:
+            x = self.inputs(block, role, said)
+            accumulator = StatsAccumulator(layer, needs, self._walk.length)
+            accumulator.add(x)
+            if accumulator.wants_again:
+                accumulator.add_again(x)
+            stats = accumulator.finish(x.shape[-1])
+            if needs.gram:  # large: only the latest is kept
+                self._stats = {k: s for k, s in self._stats.items() if s.gram is None}
+            self._stats[layer, needs] = stats
+        return self._stats[layer, needs]
+
+    def _enter(self, block: int, said: Callable[[str], None]) -> None:
+        """Have the hidden states before `block`."""
+        start = max(index for index in self._hidden if index <= block)
+        size = sum(batch.nbytes for batch in self._hidden[start])
+        for index in range(start, block):
+            said(f"reading block {index + 1} of {len(self.blocks)}")
+            returned = list(replace(self._walk, hidden=self._hidden[index]).run(index))
+            if index and size * (len(self._hidden) + 1) > HELD_AT_MOST:
+                del self._hidden[index]
+            self._hidden[index + 1] = returned
+        for index in range(max(start - 1, 0), block + 1):
+            self._check(index)
+
+    def _check(self, index: int) -> None:
+        """Raise `InputError` if a block's weights are not those that were there before."""
+        block = self.blocks[index]
+        mark = float(sum(m.weight.sum(dtype=torch.float64) for m in block.layers.values()))
+        if self._marks.setdefault(index, mark) != mark:
+            raise InputError(
+                f"The weights of {block.name} have changed since this explorer was made. Make a "
+                "new one to see the model as it is now."
+            )
+
+
+def role_names(blocks: list[Block]) -> tuple[str, ...]:
+    """What the layers of the blocks are called, in order; see `Reading.roles`."""
+    inside = [[name.removeprefix(f"{block.name}.") for name in block.layers] for block in blocks]
+    short = [[name.rpartition(".")[2] for name in names] for names in inside]
+    plain = all(len(set(names)) == len(names) for names in short)
+    return tuple(dict.fromkeys(name for names in (short if plain else inside) for name in names))
