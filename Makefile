@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: report test lab lint clean
+.PHONY: report test lab answers lint clean
 
 report: $(READY)  ## the embedded model from weights to reports/index.html
 	$(BIN)/esparse fetch
@@ -17,6 +17,9 @@ test: $(READY)  ## lint, then every test that this machine can run
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/esparse fetch
 	$(BIN)/esparse lab
+
+answers: $(READY)  ## the teaching notebooks with answers, for instructors
+	$(BIN)/python answers/fill_in.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

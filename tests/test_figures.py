@@ -131,6 +131,11 @@ def picture(**changes):
     return F.score_picture(**(given | {"m": 4, "title": "t", "caption": "c"} | changes))
 
 
+def matrix(text="t"):
+    panel = F.MatrixPanel(text, np.eye(2), np.array([[text, "1"], ["2", "3"]]), columns=[text, "b"])
+    return F.matrix_picture([panel], names=("removed", text), title=text, caption="c " + text)
+
+
 FRAMES = {
     F.channel_figure: channels,
     F.entropy_norm_figure: channels,
@@ -148,7 +153,10 @@ EVERY = [pytest.param(f, id=f.__name__) for f in FRAMES]
 
 
 def every_figure():
-    return [f(frame(), title="t", caption="c") for f, frame in FRAMES.items()] + [picture()]
+    return [f(frame(), title="t", caption="c") for f, frame in FRAMES.items()] + [
+        picture(),
+        matrix(),
+    ]
 
 
 def strings(node):
@@ -429,7 +437,7 @@ def caption_of(fig):
 
 
 def test_every_figure_is_covered_here():
-    assert {f.__name__ for f in FRAMES} | {"score_picture"} == {
+    assert {f.__name__ for f in FRAMES} | {"score_picture", "matrix_picture"} == {
         name for name in F.__all__ if name.endswith(("_figure", "_picture"))
     }
 
@@ -519,6 +527,12 @@ def test_user_text_cannot_inject_tags_or_latex(figure):
             continue
         assert "<" not in bare, text
         assert "$" not in bare, text
+
+
+def test_the_texts_of_a_matrix_cannot_inject_either():
+    for text in strings(json.loads(matrix(BAD).to_json())):
+        bare = text.replace("<br>", "").replace("<extra>", "").replace("</extra>", "")
+        assert "<" not in bare or bare == BAD, text  # a grouping key is never shown
 
 
 def test_plain_text():

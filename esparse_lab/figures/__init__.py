@@ -15,15 +15,18 @@ from esparse_lab.figures.memory import footprint_figure, table6_figure
 from esparse_lab.figures.permutation import retained_figure, score_picture, search_trace_figure
 from esparse_lab.figures.perplexity import methods_figure, perplexity_figure
 from esparse_lab.figures.style import LABELS, OKABE_ITO
+from esparse_lab.figures.teaching import MatrixPanel, matrix_picture
 
 __all__ = [
     "LABELS",
     "OKABE_ITO",
+    "MatrixPanel",
     "activation_histogram_figure",
     "binning_figure",
     "channel_figure",
     "entropy_norm_figure",
     "footprint_figure",
+    "matrix_picture",
     "methods_figure",
     "perplexity_figure",
     "rank_change_figure",

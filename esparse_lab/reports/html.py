@@ -23,6 +23,8 @@ PAPERMILL_BANNER = "papermill-error-cell-tag"
 def notebook_page(executed: Path, context: Mapping[str, object]) -> str:
     """The page of an executed notebook.
 
+    Code is folded away, but for cells tagged `show-code` and the one that failed.
+
     Args:
         executed: the notebook with its outputs.
         context: what `templates/notebook.html` shows around the cells: `model`, `nav`, `facts`,
@@ -44,7 +46,7 @@ def notebook_page(executed: Path, context: Mapping[str, object]) -> str:
                 {
                     "kind": "code",
                     "source": _highlighted(cell.source),
-                    "open": failed,
+                    "open": failed or "show-code" in cell.metadata.get("tags", []),
                     "count": cell.execution_count,
                     "failed": failed,
                     "outputs": [_output(out, figures) for out in _merged(cell.get("outputs", []))],

@@ -1,5 +1,7 @@
 """The notebooks of the checkout and the profiles fit each other."""
 
+import json
+
 import pytest
 
 from esparse_lab.reports import NOTEBOOKS, plan_report
@@ -26,3 +28,13 @@ def test_each_value_of_a_profile_reaches_a_notebook_as_declared(profile):
 def test_every_notebook_takes_a_seed():
     for source in plan_report("m")[0]:
         assert "seed" in notebook_parameters(source), source.name
+
+
+@pytest.mark.parametrize("source", sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), ids=lambda p: p.stem)
+def test_every_notebook_opens_with_its_question_and_run_time_then_its_parameters(source):
+    first, second = json.loads(source.read_text())["cells"][:2]
+    text = "".join(first["source"])
+    assert text.startswith("# ")
+    assert "\n**Question.** " in text
+    assert "\n**Run time** about " in text
+    assert "parameters" in second["metadata"]["tags"]
