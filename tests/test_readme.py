@@ -57,6 +57,27 @@ def test_the_ladder_is_the_kept_one():
     assert f"Dense: {kept.perplexity['dense', '', 'none']:.1f}." in README
 
 
+def test_every_method_is_the_kept_one():
+    kept = over_seeds(reference_ladder("methods_seed")[0])
+    kept = kept[~kept.dense].set_index(["pattern", "search", "method"])
+    columns = [
+        ("2:4", "none"),
+        ("2:4", "gns"),
+        ("2:4", "gns+lbs"),
+        ("4:8", "none"),
+        ("4:8", "gns+lbs"),
+        ("50%", "none"),
+    ]
+    rows = rows_of_readme(r"`\w+` \| [\d.]+ \|")
+    assert [row[0].strip("`") for row in rows] == list(dict.fromkeys(r[0].strip("`") for r in rows))
+    assert {row[0].strip("`") for row in rows} == set(kept.index.get_level_values("method"))
+    for name, *cells, cost in rows:
+        of_method = kept.xs(name.strip("`"), level="method")
+        assert cells == [f"{of_method.perplexity[column]:.1f}" for column in columns]
+        plain = of_method.loc["2:4", "none"]
+        assert cost == f"{plain.prune_seconds:.1f} s, {plain.peak_memory_gib:.1f} GiB"
+
+
 def rows_of_readme(pattern: str) -> list[list[str]]:
     """The cells of the table rows that begin so."""
     found = [line for line in README.splitlines() if re.match(rf"\| {pattern}", line)]
