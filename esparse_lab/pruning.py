@@ -272,7 +272,7 @@ def _prune_named(
     errors = {}
     for name, outcome in outcomes.items():
         layer = group.layers[name]
-        errors[name] = _output_error(layer.weight, outcome, stats)
+        errors[name] = output_error(layer.weight, outcome, stats)
         if outcome.weight is not None:
             layer.weight.copy_(outcome.weight)
         layer.weight.masked_fill_(~outcome.mask, 0)
@@ -282,7 +282,7 @@ def _prune_named(
             name,
             outcomes[name].mask.cpu(),
             order,
-            _kept_share(outcomes[name]),
+            kept_share(outcomes[name]),
             seconds,
             sparsities[name],
             axis,
@@ -337,7 +337,7 @@ def _outcome(
     return choice
 
 
-def _kept_share(outcome: Choice) -> float:
+def kept_share(outcome: Choice) -> float:
     """Share of the layer's total score that is kept, 0 to 1; 1 of nothing."""
     if outcome.scores is None:
         return 1.0
@@ -347,7 +347,7 @@ def _kept_share(outcome: Choice) -> float:
     return kept / total if total else 1.0
 
 
-def _output_error(weight: Tensor, outcome: Choice, stats: LayerStats | None) -> float | None:
+def output_error(weight: Tensor, outcome: Choice, stats: LayerStats | None) -> float | None:
     """|(W - W') X|^2 / |W X|^2 from the Gram matrix, before `weight` is overwritten."""
     if stats is None or stats.gram is None:
         return None

@@ -17,7 +17,7 @@ from esparse_lab.downloads import cache_dir
 from esparse_lab.errors import EsparseError, InputError
 
 COMPUTING = ("torch", "transformers", "numpy")
-SHOWING = {"run_record", "figures", "reports", "cli"}
+SHOWING = {"run_record", "figures", "explorers", "reports", "cli"}
 """Rooms of the package that show results but cannot change one."""
 
 

@@ -23,6 +23,7 @@ ROOMS = [
     ["methods", "reconstruction", "twin"],
     ["permutation", "budget", "sensitivity", "allocation"],
     ["pruning", "likelihood"],
+    ["comparison"],
     ["streaming"],
     ["run_record", "result_cache", "recipes"],
     ["tables"],

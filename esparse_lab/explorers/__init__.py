@@ -4,7 +4,9 @@ Each is one call in a notebook, such as `explorers.Channels(loaded, tokens)`, an
 """
 
 from esparse_lab.explorers.channels import Channels
+from esparse_lab.explorers.masks import Masks
+from esparse_lab.explorers.model_map import Model
 from esparse_lab.explorers.panel import Panel
 from esparse_lab.explorers.reading import Reading
 
-__all__ = ["Channels", "Panel", "Reading"]
+__all__ = ["Channels", "Masks", "Model", "Panel", "Reading"]

@@ -180,9 +180,8 @@ class Channels(Panel):
                 y=points[up],
                 mode="markers",
                 marker={"color": points.ranks_gained, "coloraxis": "coloraxis", "size": 6},
-                # Rings mark the choice; plotly would fade all other points.
-                selected={"marker": {"opacity": 0.85}},
                 unselected={"marker": {"opacity": 0.85}},
+                selected={"marker": {"opacity": 0.85}},
                 opacity=0.85,
                 customdata=points[_COLUMNS].to_numpy(float),
                 hovertemplate=_HOVER,
@@ -208,6 +207,7 @@ class Channels(Panel):
                     "size": np.where(rings.channel.isin(colors), 12, 7),
                     "line": {"width": np.where(rings.channel.isin(colors), 2.5, 1)},
                 },
+                unselected={"marker": {"opacity": 1}},  # the ring is the mark; no fading besides
                 hoverinfo="skip",
                 showlegend=False,
                 row=row,
@@ -306,7 +306,7 @@ class Channels(Panel):
             raise
         if moved and self._face is not None:
             with self._quietly():
-                self.plot.layout.selections = ()
+                self.plot.plotly_relayout({"selections": []})
 
     def _method(self) -> ESparse:
         s = self.settings

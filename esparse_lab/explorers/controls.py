@@ -73,6 +73,27 @@ class Menu(Control):
 
 
 @dataclass(frozen=True)
+class Words(Control):
+    """Text that `parse` reads, kept as what it reads writes itself, such as a pattern."""
+
+    parse: Callable[[str], object]
+
+    def read(self, name: str, value: object) -> str:
+        """The text, if it can be read."""
+        return str(self.parse(str(value)))
+
+    def widget(self, value: object) -> W.Text:
+        """A short line of text."""
+        return W.Text(
+            value=value,
+            description=self.label,
+            continuous_update=False,
+            style=_STYLE,
+            layout={"width": "150px"},
+        )
+
+
+@dataclass(frozen=True)
 class Slider(Control):
     """A number from `low` to `high`, whole if `step` is."""
 
@@ -112,20 +133,23 @@ class Slider(Control):
 
 @dataclass(frozen=True)
 class Span(Control):
-    """A range `low, high` of indices, `high` excluded, at least one long."""
+    """A range `low, high` of indices, `high` excluded, at least one long.
+
+    Attributes:
+        length: how many there are now.
+    """
 
     length: Callable[[], int]
 
     def read(self, name: str, value: object) -> tuple[int, int]:
-        """The range, cut to what there is."""
+        """The range; it may reach beyond what there is."""
         numbers = _whole_numbers(name, value)
         if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1]:
             raise InputError(
                 f"{name}={self.write(numbers)}: expected two indices, the first one smaller, for "
                 f"example {name}=0,64."
             )
-        end = min(numbers[1], self.length())
-        return min(numbers[0], end - 1), end
+        return tuple(numbers)
 
     def widget(self, value: object) -> W.IntRangeSlider:
         """A slider with two ends."""

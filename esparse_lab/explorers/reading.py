@@ -8,7 +8,7 @@ from torch import Tensor
 
 from esparse_lab.architectures import find_layer
 from esparse_lab.blocks import Block
-from esparse_lab.capture import BlockWalk, group_inputs
+from esparse_lab.capture import BlockWalk, block_stats, group_inputs
 from esparse_lab.channel_stats import LayerStats, Needs, StatsAccumulator
 from esparse_lab.errors import InputError
 from esparse_lab.models import LoadedModel
@@ -16,6 +16,10 @@ from esparse_lab.models import LoadedModel
 # Bytes of hidden states kept, so that a layer seen once needs only its own block again; and of one
 # layer's inputs, beyond which an explorer refuses the text.
 HELD_AT_MOST = 1 << 30
+
+
+def _nobody(_text: str) -> None:
+    """Hears of progress where nobody looks."""
 
 
 class Reading:
@@ -67,6 +71,14 @@ class Reading:
             raise InputError("An explorer needs calibration tokens: el.token_windows makes them.")
         return cls(loaded, tokens)
 
+    def places(self) -> dict[str, tuple[int, str]]:
+        """Block number and role of every layer, by its full name."""
+        return {
+            name: (number, next(r for r in self.roles if name.endswith(f".{r}")))
+            for number, block in enumerate(self.blocks)
+            for name in block.layers
+        }
+
     def layer(self, block: int, role: str) -> str:
         """Full name of a layer; raises `InputError` with the roles that the block has."""
         return find_layer(self.loaded.model, block, role)
@@ -76,7 +88,7 @@ class Reading:
         self._check(block)
         return self.blocks[block].layers[self.layer(block, role)].weight
 
-    def inputs(self, block: int, role: str, said: Callable[[str], None] = print) -> Tensor:
+    def inputs(self, block: int, role: str, said: Callable[[str], None] = _nobody) -> Tensor:
         """What the layer reads, as `layer_inputs` gives it; `said` hears of progress.
 
         Raises:
@@ -87,9 +99,7 @@ class Reading:
             number = next(n for n, g in enumerate(self.blocks[block].groups) if layer in g.layers)
             self._enter(block, said)
             self._inputs = None  # before the next one comes
-            self._inputs = group_inputs(
-                replace(self._walk, hidden=self._hidden[block]), block, number
-            )
+            self._inputs = group_inputs(self._before(block), block, number)
             self._layer = layer
         if not self._inputs.numel():
             self._layer = ""
@@ -100,7 +110,7 @@ class Reading:
         return self._inputs
 
     def stats(
-        self, block: int, role: str, needs: Needs, said: Callable[[str], None] = print
+        self, block: int, role: str, needs: Needs, said: Callable[[str], None] = _nobody
     ) -> LayerStats:
         """Statistics of what the layer reads, as `collect_layer_stats` gives them."""
         layer = self.layer(block, role)
@@ -116,18 +126,39 @@ class Reading:
             self._stats[layer, needs] = stats
         return self._stats[layer, needs]
 
+    def block_stats(
+        self, block: int, needs: Needs, said: Callable[[str], None] = _nobody
+    ) -> dict[str, LayerStats]:
+        """Statistics of every layer of a block, by its full name, in one forward, or kept ones."""
+        names = self.blocks[block].layers
+        if all((name, needs) in self._stats for name in names):
+            return {name: self._stats[name, needs] for name in names}
+        self._enter(block, said)
+        returned: list[Tensor] = []
+        stats = block_stats(self._before(block), block, needs, returned)
+        self._keep(block + 1, returned)
+        if not needs.gram:
+            self._stats |= {(name, needs): s for name, s in stats.items() if s.n_tokens}
+        return stats
+
+    def _before(self, block: int) -> BlockWalk:
+        return replace(self._walk, hidden=self._hidden[block])
+
     def _enter(self, block: int, said: Callable[[str], None]) -> None:
         """Have the hidden states before `block`."""
         start = max(index for index in self._hidden if index <= block)
-        size = sum(batch.nbytes for batch in self._hidden[start])
         for index in range(start, block):
             said(f"reading block {index + 1} of {len(self.blocks)}")
-            returned = list(replace(self._walk, hidden=self._hidden[index]).run(index))
-            if index and size * (len(self._hidden) + 1) > HELD_AT_MOST:
-                del self._hidden[index]
-            self._hidden[index + 1] = returned
+            self._keep(index + 1, list(self._before(index).run(index)))
         for index in range(max(start - 1, 0), block + 1):
             self._check(index)
+
+    def _keep(self, index: int, hidden: list[Tensor]) -> None:
+        """Keep the hidden states before block `index`; where many are large, not the last ones."""
+        size = sum(batch.nbytes for batch in hidden)
+        if index > 1 and size * (len(self._hidden) + 1) > HELD_AT_MOST:
+            self._hidden.pop(index - 1, None)
+        self._hidden[index] = hidden
 
     def _check(self, index: int) -> None:
         """Raise `InputError` if a block's weights are not those that were there before."""
