@@ -14,7 +14,7 @@ import nbformat
 from esparse_lab.atomic import building_folder, write_atomically
 from esparse_lab.errors import EsparseError, InputError, unknown
 from esparse_lab.reports.execute import NotebookRun, run_notebook
-from esparse_lab.reports.html import notebook_page, notebook_title
+from esparse_lab.reports.html import PLOTLY, WIDGET, notebook_page, notebook_title
 from esparse_lab.reports.index import RESERVED, duration, write_index
 from esparse_lab.reports.parameters import assign, notebook_parameters
 from esparse_lab.reports.profiles import PROFILES
@@ -175,6 +175,9 @@ def _name_the_report(executed: Path, build: Path, shown: str) -> None:
 
     notebook = json.loads(executed.read_text())
     notebook["metadata"].pop("widgets", None)
+    for output in (o for cell in notebook["cells"] for o in cell.get("outputs", [])):
+        if PLOTLY in output.get("data", {}):
+            output["data"].pop(WIDGET, None)  # its kernel is gone; the figure is the same panel
     for path in ("input_path", "output_path"):
         notebook["metadata"].get("papermill", {}).pop(path, None)
     executed.write_text(json.dumps(replaced(notebook), indent=1, ensure_ascii=False) + "\n")
