@@ -28,6 +28,7 @@ ROOMS = [
     ["run_record", "result_cache", "recipes"],
     ["tables"],
     ["experiments", "footprint"],
+    ["gemm"],
     ["figures"],
     ["exercises"],
     ["explorers"],

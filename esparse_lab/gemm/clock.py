@@ -1,0 +1,77 @@
+"""Device time of short calls: in a CUDA graph, over cold inputs, as a median with spread."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[], object]
+COLD_BYTES = 3 * 50 * 2**20
+"""Rotating over so many bytes leaves nothing of a call's inputs in a cache of 50 MB."""
+MOST_COPIES = 48
+
+
+@dataclass(frozen=True)
+class Milliseconds:
+    """Device time of one call: the median over replays, and the least and largest of them."""
+
+    median: float
+    least: float
+    most: float
+
+
+def copies_for_cold(n_bytes: int) -> int:
+    """How many copies of an input of this size to rotate over, so that the cache holds none."""
+    return max(1, min(MOST_COPIES, -(-COLD_BYTES // max(n_bytes, 1))))
+
+
+def device_ms(calls: Sequence[Call], *, least_ms: float = 10.0, replays: int = 9) -> Milliseconds:
+    """Time of one call on the current CUDA device.
+
+    The calls are captured in one graph, in turn until they fill `least_ms`, so that the CPU's part
+    of a call does not count; the graph is replayed `replays` times between events.
+
+    Args:
+        calls: do the same work on different copies of the inputs; see `copies_for_cold`.
+        least_ms: length of one replay.
+        replays: how many are timed, after one that is not.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in calls:  # compiles, plans and fills workspaces: nothing of that may be captured
+            call()
+        once = _elapsed(stream, calls[0])
+        rounds = max(1, min(2000, round(least_ms / max(once, 1e-3))) // len(calls))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(rounds):
+                for call in calls:
+                    call()
+        graph.replay()
+        times = [_elapsed(stream, graph.replay) / (rounds * len(calls)) for _ in range(replays)]
+    torch.cuda.current_stream().wait_stream(stream)
+    return Milliseconds(statistics.median(times), min(times), max(times))
+
+
+def _elapsed(stream: torch.cuda.Stream, call: Call) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record(stream)
+    call()
+    end.record(stream)
+    stream.synchronize()
+    return start.elapsed_time(end)
+
+
+def kernel_names(call: Call) -> list[str]:
+    """Names of the device kernels that one call runs, longest first, as the profiler saw them."""
+    call()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+        torch.cuda.synchronize()
+    seen = [event for event in profile.events() if event.device_type.name == "CUDA"]
+    seen.sort(key=lambda event: -event.device_time)
+    return list(dict.fromkeys(event.name for event in seen))

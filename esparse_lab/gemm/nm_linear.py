@@ -1,0 +1,139 @@
+"""y = x Wᵀ + b with a compressed N:M weight and few tokens; see `nm_kernels`."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from esparse_lab.errors import InputError
+from esparse_lab.storage import Compressed
+
+MOST_TOKENS = 32
+KEPT_OF_EIGHT = (2, 4)
+"""How many of eight neighbouring columns a pattern may keep: 1:4 and 2:8, 2:4 and 4:8."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the kernel is spread over the device.
+
+    Attributes:
+        rows: outputs of one program.
+        words: groups of eight columns that it reads at a time.
+        splits: programs that share the columns of one block of rows.
+        warps, stages: of the program.
+    """
+
+    rows: int = 64
+    words: int = 16
+    splits: int = 4
+    warps: int = 4
+    stages: int = 2
+
+
+LAUNCHES = [
+    Launch(rows, words, splits, warps, stages)
+    for rows, warps in ((64, 4), (128, 4), (128, 8))
+    for words in (8, 16, 32)
+    for splits in (1, 2, 4, 8)
+    for stages in (2, 4)
+]
+"""What `fastest_launch` tries."""
+
+
+def check_nm_linear(weight: Compressed) -> None:
+    """Raise `InputError` if the kernel does not read a weight of this pattern, shape or dtype."""
+    kept = weight.pattern.density * 8
+    if kept not in KEPT_OF_EIGHT or weight.pattern.m not in (4, 8):
+        raise InputError(
+            f"The kernel reads 1:4, 2:8, 2:4 and 4:8, not {weight.pattern}. Multiply the "
+            "decompressed weight."
+        )
+    if weight.columns % 8:
+        raise InputError(
+            f"The kernel reads eight columns at a time, and the weight has {weight.columns}."
+        )
+    if weight.values.dtype not in (torch.float16, torch.bfloat16):
+        raise InputError(f"The kernel reads float16 and bfloat16, not {weight.values.dtype}.")
+    if weight.values.device.type != "cuda":
+        raise InputError(f"The kernel runs on a CUDA device, not on {weight.values.device}.")
+
+
+def nm_linear(
+    x: Tensor, weight: Compressed, bias: Tensor | None = None, *, launch: Launch | None = None
+) -> Tensor:
+    """Multiply x [tokens, in] by the compressed weight [out, in]: [tokens, out].
+
+    Sums are in float32 and always in the same order, so the same inputs give the same bits.
+
+    Args:
+        x: at most `MOST_TOKENS` tokens, of the weight's dtype and device.
+        weight: from `storage.compress`; 1:4, 2:8, 2:4 or 4:8.
+        bias: [out].
+        launch: how to spread the work; a guess from the shape when None.
+
+    Raises:
+        InputError: the kernel does not read such a weight, or x does not fit it.
+    """
+    check_nm_linear(weight)
+    tokens, columns = x.shape
+    if columns != weight.columns or x.dtype != weight.values.dtype or tokens > MOST_TOKENS:
+        raise InputError(
+            f"x is {tuple(x.shape)} of {x.dtype}: expected at most {MOST_TOKENS} tokens of "
+            f"{weight.columns} channels of {weight.values.dtype}."
+        )
+    from esparse_lab.gemm import nm_kernels  # needs Triton
+
+    launch = launch or Launch()
+    rows, words = len(weight.values), columns // 8
+    kept = int(weight.pattern.density * 8)
+    each = -(-words // launch.splits)
+    each = -(-each // launch.words) * launch.words
+    blocks = -(-rows // launch.rows)
+    x = x.contiguous()
+    y = x.new_empty(tokens, rows)
+    partial = torch.empty(launch.splits, tokens, rows, device=x.device)
+    counter = torch.zeros(blocks, dtype=torch.int32, device=x.device)
+    nm_kernels.nm_linear_kernel[(blocks, launch.splits)](
+        x,
+        weight.values.view({2: torch.int32, 4: torch.int64}[kept]),
+        weight.bits,
+        nm_kernels.permutations(kept, x.device),
+        x if bias is None else bias,
+        y,
+        partial,
+        counter,
+        tokens,
+        rows,
+        words,
+        each,
+        KEPT=kept,
+        WITHIN_FOUR=weight.pattern.m == 4,
+        HAS_BIAS=bias is not None,
+        TOKENS=16 if tokens <= 16 else 32,
+        BLOCK_ROWS=launch.rows,
+        BLOCK_WORDS=launch.words,
+        SPLITS=launch.splits,
+        num_warps=launch.warps,
+        num_stages=launch.stages,
+    )
+    return y
+
+
+def fastest_launch(x: Tensor, weights: list[Compressed]) -> Launch:
+    """The fastest way to spread this product over the device, measured.
+
+    Args:
+        x: [tokens, in].
+        weights: copies of the compressed weight, enough that no cache holds them all.
+    """
+    from esparse_lab.gemm.clock import device_ms
+
+    rows = len(weights[0].values)
+    times = {}
+    for launch in LAUNCHES:
+        if launch.rows > rows or launch.splits * launch.words * 8 > x.shape[1]:
+            continue
+        calls = [lambda w=w, on=launch: nm_linear(x, w, launch=on) for w in weights]
+        times[launch] = device_ms(calls, least_ms=1.0, replays=3).median
+    return min(times, key=times.get)

@@ -1,0 +1,84 @@
+"""The search for the fastest algorithm of a product."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from esparse_lab.errors import EsparseError
+from esparse_lab.gemm.algorithms import AlgorithmStore, Found
+from esparse_lab.gemm.cusparselt import Algorithm, Product
+from esparse_lab.gemm.trials import Trial, Trials
+
+SPLIT_TRIED = 3
+"""Of so many of the fastest kernels the versions with a split sum are tried as well."""
+FINALISTS = 3
+"""So many are timed again at length."""
+
+TimeIt = Callable[[Algorithm, bool], float | None]
+"""Time of an algorithm, shortly or at length (True), in ms; None if it does not work."""
+
+
+def fastest(
+    candidates: Iterable[Algorithm],
+    versions: Callable[[Algorithm], Iterable[Algorithm]],
+    time_it: TimeIt,
+) -> tuple[Algorithm, float, int] | None:
+    """The fastest algorithm, its time at length, and how many worked; None if none did.
+
+    Every candidate is timed shortly, then the `versions` of the fastest few, then the fastest few
+    of all at length.
+    """
+    quick: dict[Algorithm, float] = {}
+
+    def try_all(some: Iterable[Algorithm]) -> None:
+        for algorithm in some:
+            if algorithm not in quick and (time := time_it(algorithm, False)) is not None:
+                quick[algorithm] = time
+
+    try_all(candidates)
+    for algorithm in sorted(quick, key=quick.get)[:SPLIT_TRIED]:
+        try_all(versions(algorithm))
+    at_length = {
+        algorithm: time
+        for algorithm in sorted(quick, key=quick.get)[:FINALISTS]
+        if (time := time_it(algorithm, True)) is not None
+    }
+    if not at_length:
+        return None
+    best = min(at_length, key=at_length.get)
+    return best, at_length[best], len(quick)
+
+
+def found(
+    products: Iterable[Product], device: torch.device, store: AlgorithmStore
+) -> dict[Product, Found]:
+    """What is fastest for each product: read from the store, or searched now and put there.
+
+    Raises:
+        EsparseError: no algorithm of the library works for a product.
+    """
+    results: dict[Product, Found] = {}
+    with Trials(device) as trials:
+        for product in products:
+            known = store.get(product)
+            if known is None:
+                known = _search(product, trials)
+                store.put(product, known)
+            results[product] = known
+    return results
+
+
+def _search(product: Product, trials: Trials) -> Found:
+    def time_it(algorithm: Algorithm, at_length: bool) -> float | None:
+        time = trials.time(Trial(product, algorithm, at_length=at_length))
+        return time.median if time else None
+
+    dense = trials.time(Trial(product, dense=True, at_length=True))
+    default = trials.time(Trial(product, at_length=True))
+    best = fastest(trials.algorithms(product), lambda a: trials.split_versions(a, product), time_it)
+    if best is None or dense is None:
+        raise EsparseError(
+            f"No algorithm of cuSPARSELt multiplies {product} rightly. Leave this layer dense."
+        )
+    algorithm, ms, tried = best
+    return Found(algorithm, ms, default.median if default else None, dense.median, tried)
