@@ -1,8 +1,8 @@
 """A linear layer whose 2:4 weight is stored compressed and multiplied on sparse tensor cores."""
 
 import ctypes
-import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +32,9 @@ class Choice:
 class SparseLinear(nn.Module):
     """y = x Wᵀ + b for inference, with W compressed once.
 
-    A plan is kept for each number of tokens, so a call costs the CPU a few microseconds and can be
-    captured in a CUDA graph, after one call with as many tokens outside of it. Layers share one
-    workspace a device: call them on one stream at a time.
+    A plan is kept for each number of tokens, so a call costs the CPU little and can be captured in
+    a CUDA graph, after one call with as many tokens outside of it. All layers share one workspace a
+    device: call them on one stream at a time.
 
     Args:
         weight: [out, in] on a CUDA device, 2:4 along the input, float16 or bfloat16.
@@ -56,24 +56,30 @@ class SparseLinear(nn.Module):
         name: str = "weight",
     ):
         super().__init__()
+        cusparselt.check_weight(weight, name)
         if not choices or [c.tokens for c in choices] != sorted({c.tokens for c in choices}):
             raise InputError(f"{name}: choices must be in order of their tokens, got {choices}.")
         self.out_features, self.in_features = weight.shape
-        self.dtype, self.name, self.choices = weight.dtype, name, choices
+        self.choices = choices
         keep_dense = any(choice.algorithm is None for choice in choices)
         keep_sparse = any(choice.algorithm is not None for choice in choices)
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.register_buffer("dense", weight.detach() if keep_dense else None)
         stored = cusparselt.compress(weight.detach(), name) if keep_sparse else None
+        self.register_buffer("bias", None if bias is None else bias.detach())
+        self.register_buffer("dense", weight.detach() if keep_dense else None)
         self.register_buffer("stored", stored)
-        self._plans: dict[int, tuple[Plan | None, Tensor | None]] = {}
-        self._key = id(self)
-        _LAYERS[self._key] = self
+        # Layers of one shape share a number, so that torch.compile makes one kernel for all blocks.
+        self._shape = _number(*weight.shape, weight.dtype, tuple(choices))
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x [..., in] to [..., out]."""
-        rows = x.reshape(-1, self.in_features)
-        y = torch.ops.esparse_lab.sparse_linear(rows, self._key, self.out_features)
+        y = torch.ops.esparse_lab.sparse_linear(
+            x.reshape(-1, self.in_features),
+            self.stored,
+            self.dense,
+            self.bias,
+            self.out_features,
+            self._shape,
+        )
         return y.view(*x.shape[:-1], self.out_features)
 
     @property
@@ -89,48 +95,71 @@ class SparseLinear(nn.Module):
         )
         return f"in_features={self.in_features}, out_features={self.out_features}, {kinds}"
 
-    def multiply(self, x: Tensor) -> Tensor:
-        """Multiply x [tokens, in] to [tokens, out]: what the operator runs."""
+
+@dataclass
+class _Shape:
+    """The plans of all layers that have one shape and one list of choices."""
+
+    rows: int
+    columns: int
+    dtype: torch.dtype
+    choices: tuple[Choice, ...]
+    plans: dict[tuple, tuple[Plan | None, Tensor | None]] = field(default_factory=dict)
+
+    def multiply(
+        self, x: Tensor, stored: Tensor | None, dense: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
         tokens = x.shape[0]
-        plan, workspace = self._plans.get(tokens) or self._prepare(tokens)
+        key = (tokens, x.device.index, None if bias is None else bias.data_ptr())
+        plan, workspace = self.plans.get(key) or self._prepare(key, tokens, x.device, bias)
         if plan is None:
-            return F.linear(x, self.dense, self.bias)
+            return F.linear(x, dense, bias)
         x = x.contiguous()
         padded = plan.product.tokens
         if padded != tokens:
             x = F.pad(x, (0, 0, 0, padded - tokens))
-        y = torch.empty(padded, self.out_features, dtype=self.dtype, device=x.device)
+        y = torch.empty(padded, self.rows, dtype=self.dtype, device=x.device)
         plan.run(
-            self.stored.data_ptr(),
+            stored.data_ptr(),
             x.data_ptr(),
             y.data_ptr(),
             workspace.data_ptr(),
-            torch.cuda.current_stream().cuda_stream,
+            torch.cuda.current_stream(x.device).cuda_stream,
             _ONE_AT,
             _ZERO_AT,
         )
-        return y[:tokens]
+        return y if padded == tokens else y[:tokens].clone()
 
-    def _prepare(self, tokens: int) -> tuple[Plan | None, Tensor | None]:
-        if torch.cuda.is_current_stream_capturing():
-            raise EsparseError(
-                f"{self.name}: {tokens} tokens come up for the first time while a CUDA graph is "
-                "captured. Call the model once with as many tokens before."
-            )
+    def _prepare(
+        self, key: tuple, tokens: int, device: torch.device, bias: Tensor | None
+    ) -> tuple[Plan | None, Tensor | None]:
         fitting = [choice for choice in self.choices if choice.tokens >= tokens]
         algorithm = (fitting or self.choices[-1:])[0].algorithm
         made = (None, None)
         if algorithm is not None:
+            if torch.cuda.is_current_stream_capturing():
+                raise EsparseError(
+                    f"A layer {self.rows} x {self.columns} meets {tokens} tokens for the first "
+                    "time while a CUDA graph is captured. Call the model once with as many tokens "
+                    "before."
+                )
             padded = cusparselt.padded_tokens(tokens, self.dtype)
-            product = Product(self.out_features, self.in_features, padded, self.dtype)
-            plan = Plan(product, self.stored.device, algorithm, self.bias)
-            made = plan, _workspace(self.stored.device, plan.workspace_bytes)
-        self._plans[tokens] = made
+            plan = Plan(
+                Product(self.rows, self.columns, padded, self.dtype), device, algorithm, bias
+            )
+            made = plan, _workspace(device, plan.workspace_bytes)
+        self.plans[key] = made
         return made
 
 
-_LAYERS: "weakref.WeakValueDictionary[int, SparseLinear]" = weakref.WeakValueDictionary()
-"""The layers that exist, for the operator: torch.compile sees a number, not a module."""
+_SHAPES: list[_Shape] = []
+
+
+@cache
+def _number(rows: int, columns: int, dtype: torch.dtype, choices: tuple[Choice, ...]) -> int:
+    _SHAPES.append(_Shape(rows, columns, dtype, choices))
+    return len(_SHAPES) - 1
+
 
 _WORKSPACES: dict[torch.device, Tensor] = {}
 
@@ -142,11 +171,21 @@ def _workspace(device: torch.device, n_bytes: int) -> Tensor:
     return _WORKSPACES[device]
 
 
-@torch.library.custom_op("esparse_lab::sparse_linear", mutates_args=())
-def _sparse_linear(x: Tensor, layer: int, out_features: int) -> Tensor:
-    return _LAYERS[layer].multiply(x)
+# The bare registration: torch.library.custom_op would cost each call tens of microseconds.
+_LIBRARY = torch.library.Library("esparse_lab", "DEF")
+_LIBRARY.define(
+    "sparse_linear(Tensor x, Tensor? stored, Tensor? dense, Tensor? bias, int rows, int shape)"
+    " -> Tensor"
+)
 
 
-@_sparse_linear.register_fake
-def _(x: Tensor, layer: int, out_features: int) -> Tensor:
-    return x.new_empty(x.shape[0], out_features)
+def _sparse_linear(x, stored, dense, bias, rows, shape):
+    return _SHAPES[shape].multiply(x, stored, dense, bias)
+
+
+def _sparse_linear_shape(x, stored, dense, bias, rows, shape):
+    return x.new_empty(x.shape[0], rows)
+
+
+_LIBRARY.impl("sparse_linear", _sparse_linear, "CUDA")
+torch.library.register_fake("esparse_lab::sparse_linear", _sparse_linear_shape)
