@@ -18,7 +18,7 @@ from esparse_lab.blocks import InputGroup
 from esparse_lab.capture import BlockWalk, block_stats
 from esparse_lab.channel_stats import LayerStats
 from esparse_lab.corpora import tokens_sha256
-from esparse_lab.likelihood import perplexity
+from esparse_lab.likelihood import Told, perplexity
 from esparse_lab.masks import Pattern, parse_sparsity
 from esparse_lab.methods import Magnitude, PruningMethod, make_method, method_name
 from esparse_lab.models import LoadedModel
@@ -117,12 +117,16 @@ def ladder_table(rows: list[dict]) -> pd.DataFrame:
 
 
 def ladder_rows(
-    loaded: LoadedModel, calibration: Tensor, test: Tensor, recipes: Iterable[Recipe]
+    loaded: LoadedModel,
+    calibration: Tensor,
+    test: Tensor,
+    recipes: Iterable[Recipe],
+    told: Told | None = None,
 ) -> Iterator[dict]:
     """The rows of a `perplexity_ladder`, each as soon as it is measured, the dense model's first.
 
     Each is kept on disk under the model's revision, both token sets and the recipe, so a run that
-    is stopped goes on where it was.
+    is stopped goes on where it was. `told` hears of blocks and windows, and may raise to stop.
     """
     key = {
         "model": loaded.revision,
@@ -146,14 +150,14 @@ def ladder_rows(
         "prune_seconds": 0.0,
         "peak_memory_gib": None,
     }
-    yield dense | cached(key, lambda: _measured(loaded.model, test))
+    yield dense | cached(key, lambda: _measured(loaded.model, test, told))
     for recipe in recipes:
         reads_tokens = recipe.needs is not None or recipe.allocation is not None
         cell = key | {
             "calibration": tokens_sha256(calibration) if reads_tokens else None,
             "recipe": repr(recipe),
         }
-        yield cached(cell, lambda r=recipe: _pruned_cell(loaded, calibration, test, r))
+        yield cached(cell, lambda r=recipe: _pruned_cell(loaded, calibration, test, r, told))
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
@@ -169,9 +173,9 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     return hashlib.sha256(repr(sums).encode()).hexdigest()
 
 
-def _measured(model: PreTrainedModel, test: Tensor) -> dict:
+def _measured(model: PreTrainedModel, test: Tensor, told: Told | None) -> dict:
     started = time.perf_counter()
-    value = perplexity(model, test, progress=False).value
+    value = perplexity(model, test, progress=False, told=told).value
     return {
         "perplexity": value,
         "eval_seconds": time.perf_counter() - started,
@@ -179,19 +183,21 @@ def _measured(model: PreTrainedModel, test: Tensor) -> dict:
     }
 
 
-def _pruned_cell(loaded: LoadedModel, calibration: Tensor, test: Tensor, recipe: Recipe) -> dict:
+def _pruned_cell(
+    loaded: LoadedModel, calibration: Tensor, test: Tensor, recipe: Recipe, told: Told | None
+) -> dict:
     device = loaded.model.device
     on_gpu = device.type == "cuda"
     with weights_restored(loaded.model):
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
         started = time.perf_counter()
-        layers = prune_model(loaded.model, calibration, recipe, progress=False)
+        layers = prune_model(loaded.model, calibration, recipe, progress=False, told=told)
         if on_gpu:
             torch.cuda.synchronize(device)
         prune_seconds = time.perf_counter() - started
         peak = torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else None
-        measured = _measured(loaded.model, test)
+        measured = _measured(loaded.model, test, told)
     errors = [layer.output_error for layer in layers if layer.output_error is not None]
     return {
         "method": method_name(recipe.method),

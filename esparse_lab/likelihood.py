@@ -1,6 +1,7 @@
 """How likely a language model finds a text: its perplexity, in Wanda's convention."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,9 @@ from transformers import PreTrainedModel
 
 from esparse_lab.capture import check_tokens, sequences_at_once
 from esparse_lab.errors import EsparseError, InputError
+
+# Hears of progress: what is done, how much of it, of how much. May raise to stop it.
+Told = Callable[[str, int, int], None]
 
 # Positions whose logits are turned into losses together: a vocabulary is large.
 POSITIONS_AT_ONCE = 512
@@ -35,7 +39,9 @@ class Perplexity:
 
 
 @torch.no_grad()
-def perplexity(model: PreTrainedModel, tokens: Tensor, *, progress: bool = True) -> Perplexity:
+def perplexity(
+    model: PreTrainedModel, tokens: Tensor, *, progress: bool = True, told: Told | None = None
+) -> Perplexity:
     """How surprised `model` is by `tokens`: exp of the mean negative log likelihood.
 
     Windows do not see each other. Wanda weighs each window's mean by its length; windows of equal
@@ -45,6 +51,7 @@ def perplexity(model: PreTrainedModel, tokens: Tensor, *, progress: bool = True)
         model: a causal language model.
         tokens: int64 [window, position] with at least two positions.
         progress: show a bar, one step a window.
+        told: hears of windows before each batch of them.
 
     Raises:
         EsparseError: if a window's loss is not finite; names the window.
@@ -56,6 +63,8 @@ def perplexity(model: PreTrainedModel, tokens: Tensor, *, progress: bool = True)
     losses = []
     with tqdm(total=len(tokens), desc="perplexity", unit="window", disable=not progress) as bar:
         for batch in tokens.split(sequences_at_once(model, tokens)):
+            if told is not None:
+                told("perplexity, window", sum(map(len, losses)), len(tokens))
             losses.append(_window_losses(model, batch.to(model.device)))
             bar.update(len(batch))
     nll = torch.cat(losses)

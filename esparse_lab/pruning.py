@@ -18,6 +18,7 @@ from esparse_lab.architectures import Block, InputGroup, transformer_blocks
 from esparse_lab.capture import BlockWalk, block_stats
 from esparse_lab.channel_stats import LayerStats, Needs, gram
 from esparse_lab.errors import EsparseError, InputError, unknown
+from esparse_lab.likelihood import Told
 from esparse_lab.masks import Pattern, Sparsity, Unstructured
 from esparse_lab.methods import Choice, Magnitude, PruningMethod
 from esparse_lab.permutation import ChannelOrder, OrderSearch, search_order
@@ -126,7 +127,12 @@ class PrunedLayer:
 
 @torch.no_grad()
 def prune_model(
-    model: PreTrainedModel, tokens: Tensor | None, recipe: Recipe, *, progress: bool = True
+    model: PreTrainedModel,
+    tokens: Tensor | None,
+    recipe: Recipe,
+    *,
+    progress: bool = True,
+    told: Told | None = None,
 ) -> list[PrunedLayer]:
     """Set the weights that `recipe` drops to zero, in place.
 
@@ -139,6 +145,7 @@ def prune_model(
             no statistics.
         recipe: what to do.
         progress: show a bar, one step a block.
+        told: hears of every block before it is pruned.
 
     Returns:
         One record a layer, in the order of the data.
@@ -154,6 +161,8 @@ def prune_model(
     sparsities = layer_sparsities(model, tokens, recipe)
     pruned: list[PrunedLayer] = []
     for index in tqdm(range(len(blocks)), "pruning", unit="block", disable=not progress):
+        if told is not None:
+            told("pruning, block", index, len(blocks))
         pruned += prune_block(blocks[index], walk, twin, index, recipe, sparsities)
     return pruned
 

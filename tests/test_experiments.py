@@ -63,6 +63,32 @@ def test_a_ladder_that_is_stopped_goes_on_where_it_was(loaded, tokens):
     assert [row["method"] for row in again] == ["dense", "magnitude", "wanda"]
 
 
+def test_a_ladder_tells_of_blocks_and_windows_and_can_be_stopped_at_each(loaded, tokens):
+    class Stopped(Exception):
+        pass
+
+    before = weights_fingerprint(loaded.model)
+    heard, last = [], None
+
+    def told(*news):
+        heard.append(news)
+        if news == last:
+            raise Stopped
+
+    many = tokens.repeat(40, 2)  # 200 windows of 24: several batches of 1024 tokens
+    recipes = ladder(["magnitude"], ["2:4"], ["none"])
+    rows = ladder_rows(loaded, tokens, many, recipes, told)
+    next(rows)
+    windows = [("perplexity, window", done, 200) for done in range(0, 200, 42)]
+    assert heard == windows
+    for last in (("pruning, block", 2, 3), windows[2]):  # noqa: B007 - told looks at it
+        heard.clear()
+        with pytest.raises(Stopped):
+            list(ladder_rows(loaded, tokens, many, recipes, told))
+        assert weights_fingerprint(loaded.model) == before
+    assert heard == [("pruning, block", done, 3) for done in range(3)] + windows[:3]
+
+
 def test_other_calibration_tokens_are_measured_anew_where_they_are_read(loaded, tokens):
     recipes = ladder(["magnitude", "wanda"], ["2:4"], ["none"])
     recipes += ladder(["magnitude"], ["50%"], ["none"], allocation=OutlierShare(0.5))
