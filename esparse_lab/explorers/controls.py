@@ -105,16 +105,16 @@ class Slider(Control):
         """The number."""
         kind = int if isinstance(self.step, int) else float
         try:
-            number = kind(value)
+            number = float(value)
         except (TypeError, ValueError):
             number = math.nan
-        if not self.low <= number <= self.high:
+        if not self.low <= number <= self.high or kind(number) != number:
             what = "whole number" if kind is int else "number"
             raise InputError(
                 f"{name}={value}: expected a {what} from {self.low} to {self.high}, "
                 f"for example {name}={self.low}."
             )
-        return number
+        return kind(number)
 
     def widget(self, value: object) -> W.Widget:
         """A slider with its number beside it."""

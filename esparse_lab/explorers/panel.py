@@ -63,6 +63,7 @@ class Panel(ABC):
         self._plot: go.FigureWidget | None = None
         self._face: W.VBox | None = None
         self._refreshing = False
+        self._revision = 0
         self.settings = self._checked(settings)
         self._shown = self.draw()
 
@@ -208,15 +209,18 @@ class Panel(ABC):
         self._sent = self._shown
         plot = go.FigureWidget(self._shown)
         plot._config = {**plot._config, "displaylogo": False}
-        plot.observe(self._fit, "_view_count")
+        # A view is counted before it is drawn, and reports its layout once it is.
+        plot.observe(lambda _: plot.observe(self._fit, "_js2py_layoutDelta"), "_view_count")
         self.connect(plot)
         return plot
 
     def _fit(self, change: dict) -> None:
         """Have a new view take the page's width, which it did not know when it was made."""
+        plot = change["owner"]
+        plot.unobserve(self._fit, "_js2py_layoutDelta")
         with self._quietly():
-            change["owner"].layout.autosize = None
-            change["owner"].layout.autosize = True
+            plot.layout.autosize = None
+            plot.layout.autosize = True
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
@@ -277,9 +281,17 @@ class Panel(ABC):
             self._plot = self._new_plot()
             self._arrange()
             return
+        traces = [
+            _different(before.to_plotly_json(), after.to_plotly_json())
+            for before, after in zip(old.data, new.data, strict=True)
+        ]
+        if not any(traces):
+            # plotly 7.1 fails in the browser on an update that is of the layout alone.
+            self._revision += 1
+            traces[0] = {"uirevision": self._revision}
         with self._quietly(), self._plot.batch_update():
-            for trace, before, after in zip(self._plot.data, old.data, new.data, strict=True):
-                trace.update(_different(before.to_plotly_json(), after.to_plotly_json()))
+            for trace, changes in zip(self._plot.data, traces, strict=True):
+                trace.update(changes)
             before, after = old.layout.to_plotly_json(), new.layout.to_plotly_json()
             self._plot.layout.update(_different(before, after), overwrite=True)
 
