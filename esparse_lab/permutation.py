@@ -13,13 +13,10 @@ from torch import Tensor
 
 from esparse_lab.errors import InputError
 from esparse_lab.masks import Pattern, in_groups, nm_mask
+from esparse_lab.pairwise import MaximumSums
 
 # A swap must add this share of its block's kept score to count as one: far above float32 rounding.
 LEAST_GAIN = 1e-6
-
-# On a CPU, torch sums an L1 distance in one chain of dependent additions. Rows in pieces of this
-# many let neighbouring pairs overlap: twice as fast (benchmarks/shuffle.py), and rounds less.
-ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -160,12 +157,12 @@ SEARCHES: dict[str, OrderSearch | None] = {
 class _Blocks:
     """The state of a block shuffle: which channels form which group, and what each swap gains.
 
-    Shapes: b blocks, k channels a block, g groups a block, m channels a group, r rows, in p pieces.
+    Shapes: b blocks, k channels a block, g groups a block, m channels a group, r rows.
     Channels never move; the membership of groups does. So when channel `a` of group A and channel
     `c` of group C change places, only the rows of `worth` that belong to members of A and C change.
 
     Attributes:
-        x: scores, [b, p, k, r / p]; what fills up the last block and the last piece is zero.
+        x: scores, [b, k, r]; what fills up the last block is zero.
         members: channels of each group by their number inside the block, [b, g, m].
         worth: worth[a, c] = kept score of a's group if channel c stood in a's place, minus what the
             group keeps now, [b, k, k].
@@ -178,12 +175,10 @@ class _Blocks:
         # A matrix narrower than one block makes one block of whole groups.
         size = min(size, -(-self.n_channels // self.m) * self.m)
         n_blocks = -(-self.n_channels // size)
-        n_rows = scores.shape[0]
-        piece = ROWS_AT_ONCE if scores.device.type == "cpu" else n_rows
-        x = scores.new_zeros(n_blocks * size, -(-n_rows // piece) * piece, dtype=torch.float32)
-        x[: self.n_channels, :n_rows] = scores.T
-        self.x = x.view(n_blocks, size, -1, piece).transpose(1, 2).contiguous()
-        self.sums = self.x.sum(dim=-1).sum(dim=1)
+        x = scores.new_zeros(n_blocks * size, scores.shape[0], dtype=torch.float32)
+        x[: self.n_channels] = scores.T
+        self.x = x.view(n_blocks, size, -1)
+        self.maximum_sums = MaximumSums(self.x)
         device = x.device
         is_real = torch.arange(n_blocks * size, device=device) < self.n_channels
         self.is_filler = ~is_real.view(n_blocks, size)
@@ -259,27 +254,20 @@ class _Blocks:
 
     def _update(self, blocks: Tensor, groups: Tensor) -> None:
         """Bring `worth` and `kept_by_group` up to date for `groups` [b, t] of `blocks` [b]."""
-        b, t = groups.shape
         channels = self.members[blocks[:, None], groups]  # [b, t, m]
-        x = self.x[blocks]
-        of_block = torch.arange(b, device=x.device)[:, None, None]
-        inside = x.transpose(1, 2)[of_block, channels].flatten(3)  # [b, t, m, r]
+        inside = self.x[blocks[:, None, None], channels]  # [b, t, m, r]
         in_order = _descending(inside)
         top, bar, below = in_order[: self.n], in_order[self.n - 1], in_order[self.n]
         kept = torch.stack(top).sum(dim=0)  # [b, t, r]
         # Without channel a, the group keeps its best n - 1 others whatever comes in a's place, and
         # the newcomer competes with the n-th: both follow from whether a is among the kept.
-        among_kept = inside >= bar[:, :, None]
-        secure = kept[:, :, None] - torch.where(among_kept, inside, bar[:, :, None])
-        rival = torch.where(among_kept, below[:, :, None], bar[:, :, None])
+        secure = kept[:, :, None] - torch.maximum(inside, bar[:, :, None])
+        rival = torch.where(inside >= bar[:, :, None], below[:, :, None], bar[:, :, None])
         group_kept = kept.sum(dim=-1, dtype=torch.float64)
         self.kept_by_group[blocks[:, None], groups] = group_kept
-        # sum over rows of max(x, rival) = (sum x + sum rival + L1 distance) / 2, for all pairs.
-        pieces = rival.view(b, t * self.m, x.shape[1], -1).transpose(1, 2)
-        distance = torch.cdist(pieces, x, p=1).sum(dim=1)
-        maximum = (distance + rival.sum(dim=-1).view(b, -1, 1) + self.sums[blocks][:, None, :]) / 2
-        now = group_kept.float()[:, :, None].expand(-1, -1, self.m).reshape(b, -1, 1)
-        worth = secure.sum(dim=-1).view(b, -1, 1) + maximum - now
+        maximum = self.maximum_sums(blocks, rival.flatten(1, 2))
+        now = group_kept.float()[:, :, None].expand(-1, -1, self.m).flatten(1)
+        worth = maximum + (secure.sum(dim=-1).flatten(1) - now)[:, :, None]
         self.worth[blocks[:, None], channels.flatten(1)] = worth
 
 
@@ -356,7 +344,10 @@ def search_steps(
     Raises:
         InputError: if a score is negative, NaN or infinite.
     """
-    if scores.dim() != 2 or not bool((scores >= 0).all() and scores.isfinite().all()):
+    low, high = (
+        scores.aminmax() if scores.numel() else (scores.sum(), scores.sum())
+    )  # NaN if any is
+    if scores.dim() != 2 or not (low >= 0 and high.isfinite()):
         raise InputError("Scores to order must be a matrix of finite numbers of at least 0.")
     if search is None:
         order = ChannelOrder.identity(scores.shape[1], scores.device)
@@ -377,7 +368,8 @@ def retained_share(scores: Tensor, pattern: Pattern, order: ChannelOrder | None 
     if order is not None:
         scores = scores[:, order.index]
     groups = in_groups(scores, pattern.m, fill=0.0)
-    kept = groups.topk(pattern.n, dim=-1, sorted=False).values.sum(dtype=torch.float64)
+    best_first = _descending(groups.transpose(-1, -2))
+    kept = sum(rank.sum(dtype=torch.float64) for rank in best_first[: pattern.n])
     return float(kept / scores.sum(dtype=torch.float64).clamp_min(1e-300))
 
 

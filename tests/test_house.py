@@ -20,7 +20,7 @@ ROOMS = [
     ["channel_stats", "masks"],
     ["storage"],
     ["capture", "curvature"],
-    ["methods", "reconstruction", "twin"],
+    ["methods", "reconstruction", "twin", "pairwise"],
     ["permutation", "budget", "sensitivity", "allocation"],
     ["pruning", "likelihood"],
     ["comparison"],

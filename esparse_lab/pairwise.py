@@ -1,0 +1,115 @@
+"""Sums over rows of the larger of two values, for all pairs of columns: the cost of a swap search.
+
+sum over r of max(x[c, r], y[a, r]) is what a group keeps of channel c in the place of channel a. It
+is no matrix product. PyTorch's L1 distance gives it, since max(x, y) = (x + y + |x - y|) / 2; on a
+CPU a function that numba compiles is several times as fast, and is used where numba is installed.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# On a CPU, torch sums an L1 distance in one chain of dependent additions. Rows in pieces of this
+# many let neighbouring pairs overlap: twice as fast, and rounds less.
+ROWS_AT_ONCE = 64
+# A numba call sums so many rows before it adds to the result: what it reads stays in the cache.
+ROWS_IN_CACHE = 1024
+
+
+class MaximumSums:
+    """All sums of maxima with the columns of `x`, ready to be asked many times.
+
+    Args:
+        x: values of at least 0, float32 [block, column, row].
+    """
+
+    def __init__(self, x: Tensor):
+        self._x = x
+        self._sums = x.sum(dim=-1)
+        self._compiled = _compiled() if x.device.type == "cpu" else None
+        if self._compiled is None:
+            self._x = self._in_pieces(x).contiguous()
+
+    def __call__(self, blocks: Tensor, y: Tensor) -> Tensor:
+        """Sums for each column of y [b, a, row] with each of these `blocks` [b]: [b, a, column]."""
+        if self._compiled is not None:
+            return torch.stack(
+                [self._by_numba(self._x[block], one) for block, one in zip(blocks, y, strict=True)]
+            )
+        distance = torch.cdist(self._in_pieces(y), self._x[blocks], p=1).sum(dim=1)
+        return (distance + y.sum(dim=-1)[:, :, None] + self._sums[blocks][:, None]) / 2
+
+    def _in_pieces(self, columns: Tensor) -> Tensor:
+        """[b, column, row] as [b, piece, column, row of the piece], filled up with zeros."""
+        size = ROWS_AT_ONCE if columns.device.type == "cpu" else columns.shape[-1]
+        filled = torch.nn.functional.pad(columns, (0, -columns.shape[-1] % size))
+        return filled.unflatten(-1, (-1, size)).transpose(1, 2)
+
+    def _by_numba(self, x: Tensor, y: Tensor) -> Tensor:
+        out = torch.zeros(len(y), len(x))
+        columns, wanted, sums = x.numpy(), np.ascontiguousarray(y.numpy()), out.numpy()
+        n_threads = torch.get_num_threads()
+        share = -(-len(y) // n_threads)
+        parts = range(0, len(y), max(share, 1))
+        if len(parts) == 1:
+            self._compiled(columns, wanted, sums)
+        else:
+            jobs = [
+                _threads(n_threads).submit(
+                    self._compiled, columns, wanted[i : i + share], sums[i : i + share]
+                )
+                for i in parts
+            ]
+            for job in jobs:
+                job.result()
+        return out
+
+
+@cache
+def _threads(n: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n, "maximum-sums")
+
+
+@cache
+def _compiled() -> Callable[[np.ndarray, np.ndarray, np.ndarray], None] | None:
+    """out[a, c] += sum of max(x[c], y[a]) over rows, compiled; None without numba."""
+    try:
+        import numba
+    except ImportError:
+        return None
+
+    def maximum_sums(x, y, out):
+        n_rows = x.shape[1]
+        for start in range(0, n_rows, ROWS_IN_CACHE):
+            end = min(start + ROWS_IN_CACHE, n_rows)
+            # Two columns by two: each value that is loaded serves two sums.
+            for a in range(0, len(y), 2):
+                a1 = min(a + 1, len(y) - 1)
+                y0, y1 = y[a, start:end], y[a1, start:end]
+                for c in range(0, len(x), 2):
+                    c1 = min(c + 1, len(x) - 1)
+                    x0, x1 = x[c, start:end], x[c1, start:end]
+                    s00 = s01 = s10 = s11 = np.float32(0)
+                    for i in range(end - start):
+                        p, q, u, v = x0[i], x1[i], y0[i], y1[i]
+                        s00 += p if p > u else u
+                        s01 += q if q > u else u
+                        s10 += p if p > v else v
+                        s11 += q if q > v else v
+                    out[a, c] += s00
+                    if c1 > c:
+                        out[a, c1] += s01
+                    if a1 > a:
+                        out[a1, c] += s10
+                        if c1 > c:
+                            out[a1, c1] += s11
+
+    options = {"fastmath": True, "nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(maximum_sums, cache=True, **options)
+    except RuntimeError:  # no folder for numba's cache can be written
+        return numba.njit(maximum_sums, **options)
