@@ -63,7 +63,6 @@ class Panel(ABC):
         self._plot: go.FigureWidget | None = None
         self._face: W.VBox | None = None
         self._refreshing = False
-        self._revision = 0
         self.settings = self._checked(settings)
         self._shown = self.draw()
 
@@ -190,20 +189,20 @@ class Panel(ABC):
         )
         self._text.observe(lambda change: self._pasted(change["new"]), "value")
         self._copy = W.HTML(layout={"width": "auto"})
+        row = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "2px 14px"}
+        self._head = (
+            W.Box([*self._widgets.values()], layout=row),
+            W.Box([self._text, self._copy, self._status], layout=row),
+            self._problem,
+        )
         self._face = W.VBox()
         self._plot = self._new_plot()
         self._arrange()
         self._show_settings()
 
     def _arrange(self) -> None:
-        row = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "2px 14px"}
-        self._face.children = (
-            W.Box([*self._widgets.values()], layout=row),
-            W.Box([self._text, self._copy, self._status], layout=row),
-            self._problem,
-            self._plot,
-            *self.below(),
-        )
+        # Only what changes is replaced: plotly's views go on listening after they are gone.
+        self._face.children = (*self._head, self._plot, *self.below())
 
     def _new_plot(self) -> go.FigureWidget:
         self._sent = self._shown
@@ -281,17 +280,9 @@ class Panel(ABC):
             self._plot = self._new_plot()
             self._arrange()
             return
-        traces = [
-            _different(before.to_plotly_json(), after.to_plotly_json())
-            for before, after in zip(old.data, new.data, strict=True)
-        ]
-        if not any(traces):
-            # plotly 7.1 fails in the browser on an update that is of the layout alone.
-            self._revision += 1
-            traces[0] = {"uirevision": self._revision}
         with self._quietly(), self._plot.batch_update():
-            for trace, changes in zip(self._plot.data, traces, strict=True):
-                trace.update(changes)
+            for trace, before, after in zip(self._plot.data, old.data, new.data, strict=True):
+                trace.update(_different(before.to_plotly_json(), after.to_plotly_json()))
             before, after = old.layout.to_plotly_json(), new.layout.to_plotly_json()
             self._plot.layout.update(_different(before, after), overwrite=True)
 

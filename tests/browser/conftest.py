@@ -155,8 +155,10 @@ class Notebook:
             self.complaints.append(message.text)
 
     def _wait_for_kernel(self) -> None:
-        self.page.wait_for_selector(
-            '.jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator[data-status="idle"]',
+        # The indicator on the page is idle before there is a kernel, too.
+        self.page.wait_for_function(
+            "window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status"
+            " == 'idle'",
             timeout=60_000,
         )
         self.page.wait_for_timeout(300)
