@@ -8,5 +8,7 @@ from esparse_lab.explorers.masks import Masks
 from esparse_lab.explorers.model_map import Model
 from esparse_lab.explorers.panel import Panel
 from esparse_lab.explorers.reading import Reading
+from esparse_lab.explorers.recipe import Recipe
+from esparse_lab.explorers.shuffle import Shuffle
 
-__all__ = ["Channels", "Masks", "Model", "Panel", "Reading"]
+__all__ = ["Channels", "Masks", "Model", "Panel", "Reading", "Recipe", "Shuffle"]

@@ -11,6 +11,7 @@ from esparse_lab.blocks import Block
 from esparse_lab.capture import BlockWalk, block_stats, group_inputs
 from esparse_lab.channel_stats import LayerStats, Needs, StatsAccumulator
 from esparse_lab.errors import InputError
+from esparse_lab.explorers.trial import refuse_if_busy
 from esparse_lab.models import LoadedModel
 
 # Bytes of hidden states kept, so that a layer seen once needs only its own block again; and of one
@@ -30,6 +31,7 @@ class Reading:
 
     Attributes:
         loaded: the model.
+        tokens: what it reads, int64 [sequence, position].
         text: how much it reads, in words.
         blocks: its blocks.
         roles: what the layers of its blocks are called: by the last part of the name where that
@@ -43,6 +45,7 @@ class Reading:
             InputError: tokens that the model cannot read, or too many of them.
         """
         self.loaded = loaded
+        self.tokens = tokens
         self.text = f"{tokens.shape[0]} × {tokens.shape[1]} tokens"
         self._walk = BlockWalk.start(loaded.model, tokens)
         self.blocks: list[Block] = self._walk.blocks
@@ -146,6 +149,7 @@ class Reading:
 
     def _enter(self, block: int, said: Callable[[str], None]) -> None:
         """Have the hidden states before `block`."""
+        refuse_if_busy(self.loaded.model)
         start = max(index for index in self._hidden if index <= block)
         for index in range(start, block):
             said(f"reading block {index + 1} of {len(self.blocks)}")
@@ -162,6 +166,7 @@ class Reading:
 
     def _check(self, index: int) -> None:
         """Raise `InputError` if a block's weights are not those that were there before."""
+        refuse_if_busy(self.loaded.model)
         block = self.blocks[index]
         mark = float(sum(m.weight.sum(dtype=torch.float64) for m in block.layers.values()))
         if self._marks.setdefault(index, mark) != mark:
