@@ -185,7 +185,7 @@ def main() -> None:
         f"{phase} {batch}": float((sparse_logits[phase, batch] - logits).norm() / logits.norm())
         for (phase, batch), logits in dense_logits.items()
     }
-    run.finish(logits_error=errors)
+    run.finish(device=torch.cuda.get_device_name(), logits_error=errors)
     steps = pd.DataFrame(rows).pivot(index=["phase", "batch"], columns="form", values="ms")
     print(steps.assign(speedup=steps.dense / steps.sparse))
     print(errors)

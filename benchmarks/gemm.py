@@ -96,7 +96,7 @@ def main() -> None:
             f"{time.perf_counter() - before:.0f} s",
             flush=True,
         )
-    run.finish(left_out=left_out)
+    run.finish(device=timings[0].device if timings else None, left_out=left_out)
     if timings:
         frame = pd.DataFrame(gemm_table(timings))
         print(frame.groupby(["m", "dtype", "pattern", "kernel"]).speedup.agg(["mean", "min"]))

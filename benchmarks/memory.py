@@ -62,7 +62,7 @@ def main() -> None:
         del model
         gc.collect()
         torch.cuda.empty_cache()
-    run.finish()
+    run.finish(device=torch.cuda.get_device_name())
 
 
 if __name__ == "__main__":

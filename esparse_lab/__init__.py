@@ -23,6 +23,12 @@ _HOME = {
     "entropy": ["Histogram", "channel_entropy"],
     "errors": ["EsparseError", "InputError"],
     "footprint": ["meta_model", "tensor_table"],
+    "gemm.convert": ["SparseLayer", "sparsify"],
+    "gemm.linear": ["SparseLinear"],
+    "gemm.nm_linear": ["nm_linear"],
+    "gemm.readiness": ["overfull_share", "sparse_layers"],
+    "gemm.shapes": ["PAPER_SHAPES", "GemmShape", "model_shapes"],
+    "gemm.timing": ["GemmTiming", "gemm_table", "time_gemm"],
     "likelihood": ["Perplexity", "perplexity"],
     "masks": ["Pattern", "Unstructured", "nm_mask", "parse_sparsity"],
     "methods": [

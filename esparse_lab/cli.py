@@ -398,6 +398,92 @@ def evaluate(
 
 
 @app.command()
+def gemm(
+    shapes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="M,K,N",
+            help="Tokens, input channels, outputs, such as 16,4096,11008. Left out: the eight "
+            "shapes of the paper's Table 5, or those of --model.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Its prunable layers' shapes, from its configuration alone (LLaMA-7B)."),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(help="With --model, how many tokens at a time. Left out: 16,4096."),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float16, bfloat16, int8 or float8_e4m3fn; triton: the first two.")
+    ] = "float16",
+    pattern: Annotated[
+        str, typer.Option(help="2:4; with the kernel triton 1:4, 2:8, 2:4 or 4:8.")
+    ] = "2:4",
+    kernel: Annotated[
+        str,
+        typer.Option(
+            help="cusparselt (sparse tensor cores), or triton (the compressed weight read and "
+            "multiplied densely, for at most 32 tokens)."
+        ),
+    ] = "cusparselt",
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for the table (CSV) and its run record.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cuda, cuda:1 ...")] = "cuda",
+) -> None:
+    """Time products with N:M weights against dense ones, on a CUDA device.
+
+    The first time, the fastest algorithm of each product is searched (about a minute) and kept.
+
+    \b
+    Examples:
+      esparse gemm --out timings
+      esparse gemm --model LLaMA-7B --tokens 16,4096 --dtype bfloat16
+      esparse gemm 16,4096,11008 --pattern 4:8 --kernel triton
+    """  # noqa: D301
+    from esparse_lab.gemm.shapes import PAPER_SHAPES, GemmShape, model_shapes
+    from esparse_lab.gemm.timing import check_gemm, gemm_table, summary, time_shapes, unavailable
+    from esparse_lab.masks import Pattern
+    from esparse_lab.run_record import Run
+
+    if shapes and model:
+        raise InputError("Give shapes or --model, not both.")
+    if tokens and not model:
+        raise InputError("--tokens belongs to --model: give that, or shapes as M,K,N.")
+    wanted = [GemmShape.parse(text) for text in shapes or []]
+    if model:
+        wanted = model_shapes(model, _whole_numbers("--tokens", tokens or "16,4096"))
+    wanted = wanted or PAPER_SHAPES
+    groups = Pattern.parse(pattern)
+    for shape in wanted:
+        check_gemm(shape, dtype, groups, kernel)
+    if reason := unavailable(kernel):
+        raise EsparseError(
+            f"Nothing can be timed here: {reason}. Notebook 06_sparse_gemm shows the tables that "
+            "were recorded on a GPU."
+        )
+    run = Run("gemm", out) if out else None  # first, so that a bad place is found at once
+    timings = time_shapes(wanted, dtype=dtype, pattern=groups, kernel=kernel, device=device)
+    table = gemm_table(timings)
+    typer.echo(summary(table))
+    if run:
+        run.save_table("times", table)
+        run.finish(device=timings[0].device, model_shapes=model)
+        typer.echo(f"saved in {out / 'tables' / 'gemm.times.csv'}")
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"{option} got {text!r}, expected whole numbers such as 16,4096."
+        ) from None
+
+
+@app.command()
 def report(
     model: Model = EMBEDDED,
     profile: Annotated[

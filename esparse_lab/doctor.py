@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 from dataclasses import dataclass
 from importlib import metadata
@@ -41,14 +42,14 @@ def examine() -> list[Finding]:
     for requirement in requirements:
         findings.append(_package(requirement))
     if not any(finding.needed for finding in findings):
-        findings += [_device(), *_embedded()]
+        findings += [_device(), _sparse_products(), *_embedded()]
     return [*findings, _memory(), _disk()]
 
 
 def _package(requirement: Requirement) -> Finding:
     extra = "extra" in str(requirement.marker)
     missing = "--" if extra else "NO"
-    kind = str(requirement.marker).partition("== ")[2].strip("\"'") if extra else ""
+    kind = re.search(r"extra == ['\"](\w+)", str(requirement.marker))[1] if extra else ""
     note = f", for the extra {kind!r}" if extra else ""
     wanted = str(requirement.specifier) or "any version"
     advice = f"pip install '{requirement.name}{requirement.specifier}'"
@@ -68,6 +69,13 @@ def _device() -> Finding:
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         return Finding("device", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB")
     return Finding("device", f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+
+
+def _sparse_products() -> Finding:
+    from esparse_lab.gemm.cusparselt import unavailable
+
+    reason = unavailable()
+    return Finding("sparse products", reason or "cuSPARSELt runs", "--" if reason else "ok")
 
 
 def _embedded() -> list[Finding]:

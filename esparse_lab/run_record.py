@@ -186,6 +186,7 @@ class Run:
         tokens: "Mapping[str, torch.Tensor] | None" = None,
         corpora: Mapping[str, object] | None = None,
         seed: int | None = None,
+        device: str | None = None,
         headline: Mapping[str, object] | None = None,
         **facts: object,
     ) -> RunRecord:
@@ -196,6 +197,7 @@ class Run:
             tokens: token windows by use, each int64 [sequence, position].
             corpora: a `Corpus` by use.
             seed: the seed that drew the windows.
+            device: what was measured on, in words; the model's when None.
             headline: label -> number, for the index of reports.
             **facts: anything else worth keeping; what JSON does not know is kept as its `repr`.
 
@@ -215,7 +217,7 @@ class Run:
             },
             corpora={use: _corpus_facts(corpus) for use, corpus in (corpora or {}).items()},
             seed=seed,
-            device=_device_name(model),
+            device=device or _device_name(model),
             peak_memory_mib=_peak_memory_mib(),
             versions=versions(),
             source_sha256=core_hash(),

@@ -46,7 +46,7 @@ CORE_LIBRARIES = {
     "tqdm",
     "huggingface_hub",
     "filelock",
-    "triton",  # comes with torch where there is CUDA; only methods/kernels.py needs it
+    "triton",  # comes with torch where there is CUDA; only the files of kernels need it
 }
 
 

@@ -11,6 +11,7 @@ from esparse_lab.figures.channels import (
     entropy_norm_figure,
     rank_change_figure,
 )
+from esparse_lab.figures.gemm import gemm_bars, roofline_figure, speed_atlas
 from esparse_lab.figures.memory import footprint_figure, table6_figure
 from esparse_lab.figures.permutation import retained_figure, score_picture, search_trace_figure
 from esparse_lab.figures.perplexity import methods_figure, perplexity_figure
@@ -26,12 +27,15 @@ __all__ = [
     "channel_figure",
     "entropy_norm_figure",
     "footprint_figure",
+    "gemm_bars",
     "matrix_picture",
     "methods_figure",
     "perplexity_figure",
     "rank_change_figure",
     "retained_figure",
+    "roofline_figure",
     "score_picture",
     "search_trace_figure",
+    "speed_atlas",
     "table6_figure",
 ]

@@ -54,8 +54,10 @@ LABELS: dict[str, str] = {
     "channels": "channels (count)",
     "count": "tokens (count)",
     "dense_share": "share of the dense model (%)",
+    "device_ms": "device time (ms)",
     "entropy_nats": "entropy (nats)",
     "gb": "weights (GB of 1e9 bytes)",
+    "intensity": "arithmetic intensity (operations a byte, log scale)",
     "norm": "input norm (model units)",
     "norm_rank": "rank by norm alone (1 = largest)",
     "perplexity": "perplexity (per token, log scale)",
@@ -67,6 +69,8 @@ LABELS: dict[str, str] = {
     "slot": "position in the matrix (index)",
     "sorted_by_norm": "position after sorting by norm (1 = largest)",
     "swaps": "swaps made (count)",
+    "tflops": "reached (TFLOP/s, log scale)",
+    "tokens": "tokens (count)",
 }
 
 # Pixels. The figure grows downwards with its title, legend and caption; the plot keeps its height.

@@ -44,10 +44,17 @@ class AlgorithmStore:
     Args:
         device: whose results.
         path: the file; by default one in the cache, named by device, driver and library.
+        made_on: what the results hold for; device, driver and libraries as they are here when None.
     """
 
-    def __init__(self, device: torch.device, path: Path | None = None):
-        self.made_on = _made_on(device)
+    def __init__(
+        self,
+        device: torch.device,
+        path: Path | None = None,
+        *,
+        made_on: dict[str, str] | None = None,
+    ):
+        self.made_on = made_on or _made_on(device)
         digest = hashlib.sha256(json.dumps(self.made_on, sort_keys=True).encode()).hexdigest()
         self.path = path or cache_dir() / "gemm" / f"algorithms-{digest[:16]}.json"
         self._found = self._read()
@@ -58,7 +65,10 @@ class AlgorithmStore:
 
     def put(self, product: Product, found: Found) -> None:
         """Remember a search, on disk too; a file that cannot be written is a warning."""
-        self._found = {**self._read(), **self._found, _key(product): found}
+        # Another process may have put some since; a bad file was told of at the start.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._found = {**self._read(), **self._found, _key(product): found}
         entries = {key: asdict(value) for key, value in sorted(self._found.items())}
         try:
             write_atomically(
@@ -69,11 +79,11 @@ class AlgorithmStore:
 
     def _read(self) -> dict[str, Found]:
         try:
-            text = self.path.read_text()
+            written = self.path.read_bytes()
         except OSError:
             return {}
         try:
-            content = json.loads(text)
+            content = json.loads(written)
             if content["made_on"] != self.made_on:
                 warnings.warn(
                     f"{self.path} was made on {content['made_on']}, this is {self.made_on}: its "

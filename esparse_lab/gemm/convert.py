@@ -4,20 +4,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from esparse_lab.architectures import prunable_layers
 from esparse_lab.blocks import WeightMatrix
 from esparse_lab.errors import EsparseError, InputError, unknown
 from esparse_lab.gemm import cusparselt
 from esparse_lab.gemm.algorithms import AlgorithmStore
-from esparse_lab.gemm.cusparselt import TWO_FOUR, Product, padded_tokens
+from esparse_lab.gemm.cusparselt import Product, padded_tokens
 from esparse_lab.gemm.linear import Choice, SparseLinear
+from esparse_lab.gemm.readiness import sparse_layers
 from esparse_lab.gemm.search import found
-from esparse_lab.storage import require_nm
 
 Policy = Literal["auto", "sparse"]
 
@@ -82,25 +81,26 @@ def sparsify(
         raise unknown("policy", policy, get_args(Policy))
     if not tokens or min(tokens) < 1:
         raise InputError(f"tokens must be numbers of at least 1, got {tokens}.")
+    chosen = sparse_layers(model, layers)
     if reason := cusparselt.unavailable(model.device if model.device.type == "cuda" else None):
         raise EsparseError(f"The model cannot run sparse here: {reason}.")
     if model.device.type != "cuda":
         raise InputError(f"The model is on {model.device}: move it first, model.to('cuda').")
-    chosen = _chosen(model, layers)
-    for name, layer in chosen.items():
-        cusparselt.check_weight(layer.weight, name)
-        require_nm(layer.weight, TWO_FOUR, name)
-        _check_replaceable(layer, name)
     store = store or AlgorithmStore(model.device)
-    dtype = next(iter(chosen.values())).weight.dtype
-    buckets = sorted({padded_tokens(n, dtype) for n in tokens})
-    sizes = {layer.weight.shape for layer in chosen.values()}
-    products = {(size, n): Product(*size, n, dtype) for size in sizes for n in buckets}
+    buckets = sorted({padded_tokens(n, torch.float16) for n in tokens})
+    kinds = {(*layer.weight.shape, layer.weight.dtype) for layer in chosen.values()}
+    products = {
+        (kind, n): Product(*kind[:2], n, kind[2])
+        for kind in sorted(kinds, key=str)
+        for n in buckets
+    }
     wanted = tqdm(products.values(), "searching", unit="product", disable=not progress)
     searched = found(wanted, model.device, store)
     results = []
-    for name, layer in tqdm(chosen.items(), "compressing", unit="layer", disable=not progress):
-        of_layer = [searched[products[layer.weight.shape, n]] for n in buckets]
+    for name in tqdm(list(chosen), "compressing", unit="layer", disable=not progress):
+        layer = chosen.pop(name)  # so that the dense weight goes when its layer is replaced
+        kind = (*layer.weight.shape, layer.weight.dtype)
+        of_layer = [searched[products[kind, n]] for n in buckets]
         sparse = [policy == "sparse" or f.ms < f.dense_ms for f in of_layer]
         choices = [
             Choice(n, f.algorithm if use else None)
@@ -119,28 +119,9 @@ def sparsify(
                 new.weight_bytes,
             )
         )
-        del weight
+        del weight, layer
         model.set_submodule(name, new)
     return results
-
-
-def _chosen(model: PreTrainedModel, names: Iterable[str] | None) -> dict[str, WeightMatrix]:
-    layers = prunable_layers(model)
-    if names is None:
-        return layers
-    names = list(names)
-    for name in names:
-        if name not in layers:
-            raise unknown("layer", name, list(layers))
-    return {name: layers[name] for name in names}
-
-
-def _check_replaceable(layer: WeightMatrix, name: str) -> None:
-    if not isinstance(layer.module, nn.Linear | Conv1D):
-        raise InputError(
-            f"{name} is part of a {type(layer.module).__name__}, which multiplies it itself: only "
-            "linear layers can be replaced. Leave it out with layers=[...]."
-        )
 
 
 def _bias(layer: WeightMatrix) -> Tensor | None:

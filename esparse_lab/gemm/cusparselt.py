@@ -14,7 +14,7 @@ import ctypes
 import importlib
 import importlib.util
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -45,6 +45,8 @@ OUTPUTS = {
     torch.float8_e4m3fn: torch.bfloat16,
 }
 """What a product of two such operands is written as; the keys are the dtypes that are offered."""
+LINEAR_DTYPES = (torch.float16, torch.bfloat16)
+"""Those whose product has their own dtype, as a layer of a model needs."""
 MULTIPLES = {torch.float16: 16, torch.bfloat16: 16, torch.int8: 32, torch.float8_e4m3fn: 32}
 """Rows and columns of a weight must be multiples of this."""
 TOKEN_MULTIPLE = {torch.float16: 8, torch.bfloat16: 8, torch.int8: 16, torch.float8_e4m3fn: 16}
@@ -154,11 +156,13 @@ def padded_tokens(tokens: int, dtype: torch.dtype) -> int:
     return max(multiple, -(-tokens // multiple) * multiple)
 
 
-def check_weight(weight: Tensor, name: str = "weight") -> None:
-    """Raise `InputError` if the library has no kernel for a weight of this shape and dtype."""
+def check_weight(
+    weight: Tensor, name: str = "weight", dtypes: Iterable[torch.dtype] = tuple(OUTPUTS)
+) -> None:
+    """Raise `InputError` if it is of none of these dtypes, or its shape has no kernel."""
     dtype = str(weight.dtype).removeprefix("torch.")
-    if weight.dtype not in OUTPUTS:
-        offered = ", ".join(str(dtype).removeprefix("torch.") for dtype in OUTPUTS)
+    if weight.dtype not in dtypes:
+        offered = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise InputError(
             f"{name} is {dtype}; cuSPARSELt multiplies {offered}. Convert the model first, for "
             "example model.to(torch.float16)."

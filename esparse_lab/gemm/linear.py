@@ -59,6 +59,7 @@ class SparseLinear(nn.Module):
         cusparselt.check_weight(weight, name)
         if not choices or [c.tokens for c in choices] != sorted({c.tokens for c in choices}):
             raise InputError(f"{name}: choices must be in order of their tokens, got {choices}.")
+        cusparselt.check_weight(weight, name, dtypes=cusparselt.LINEAR_DTYPES)
         self.out_features, self.in_features = weight.shape
         self.choices = choices
         keep_dense = any(choice.algorithm is None for choice in choices)
@@ -81,6 +82,10 @@ class SparseLinear(nn.Module):
             self._shape,
         )
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _apply(self, fn, recurse: bool = True):
+        self._plans.clear()  # a plan knows the address of the bias, which may move now
+        return super()._apply(fn, recurse)
 
     @property
     def weight_bytes(self) -> int:

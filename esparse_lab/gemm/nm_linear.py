@@ -1,11 +1,14 @@
 """y = x Wᵀ + b with a compressed N:M weight and few tokens; see `nm_kernels`."""
 
+import importlib.util
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from esparse_lab.errors import InputError
+from esparse_lab.gemm.permute_table import permutations
+from esparse_lab.masks import Pattern
 from esparse_lab.storage import Compressed
 
 MOST_TOKENS = 32
@@ -41,20 +44,33 @@ LAUNCHES = [
 """What `fastest_launch` tries."""
 
 
-def check_nm_linear(weight: Compressed) -> None:
-    """Raise `InputError` if the kernel does not read a weight of this pattern, shape or dtype."""
-    kept = weight.pattern.density * 8
-    if kept not in KEPT_OF_EIGHT or weight.pattern.m not in (4, 8):
+def unavailable() -> str:
+    """Why the kernel cannot run here, with what to do about it; empty when it can."""
+    if not torch.cuda.is_available():
+        return "no CUDA device is present"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install triton"
+    return ""
+
+
+def check_nm_product(tokens: int, columns: int, pattern: Pattern, dtype: torch.dtype) -> None:
+    """Raise `InputError` if the kernel does not multiply so many tokens by such a weight."""
+    if pattern.density * 8 not in KEPT_OF_EIGHT or pattern.m not in (4, 8):
         raise InputError(
-            f"The kernel reads 1:4, 2:8, 2:4 and 4:8, not {weight.pattern}. Multiply the "
-            "decompressed weight."
+            f"The kernel reads 1:4, 2:8, 2:4 and 4:8, not {pattern}. Multiply the decompressed "
+            "weight."
         )
-    if weight.columns % 8:
-        raise InputError(
-            f"The kernel reads eight columns at a time, and the weight has {weight.columns}."
-        )
-    if weight.values.dtype not in (torch.float16, torch.bfloat16):
-        raise InputError(f"The kernel reads float16 and bfloat16, not {weight.values.dtype}.")
+    if columns % 8:
+        raise InputError(f"The kernel reads eight columns at a time, and the weight has {columns}.")
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise InputError(f"The kernel reads float16 and bfloat16, not {dtype}.")
+    if tokens > MOST_TOKENS:
+        raise InputError(f"The kernel multiplies at most {MOST_TOKENS} tokens, got {tokens}.")
+
+
+def check_nm_linear(weight: Compressed, tokens: int = 1) -> None:
+    """Raise `InputError` if the kernel does not multiply so many tokens by this weight."""
+    check_nm_product(tokens, weight.columns, weight.pattern, weight.values.dtype)
     if weight.values.device.type != "cuda":
         raise InputError(f"The kernel runs on a CUDA device, not on {weight.values.device}.")
 
@@ -75,12 +91,12 @@ def nm_linear(
     Raises:
         InputError: the kernel does not read such a weight, or x does not fit it.
     """
-    check_nm_linear(weight)
     tokens, columns = x.shape
-    if columns != weight.columns or x.dtype != weight.values.dtype or tokens > MOST_TOKENS:
+    check_nm_linear(weight, tokens)
+    if columns != weight.columns or x.dtype != weight.values.dtype:
         raise InputError(
-            f"x is {tuple(x.shape)} of {x.dtype}: expected at most {MOST_TOKENS} tokens of "
-            f"{weight.columns} channels of {weight.values.dtype}."
+            f"x is {tuple(x.shape)} of {x.dtype}: expected {weight.columns} channels of "
+            f"{weight.values.dtype}."
         )
     from esparse_lab.gemm import nm_kernels  # needs Triton
 
@@ -98,7 +114,7 @@ def nm_linear(
         x,
         weight.values.view({2: torch.int32, 4: torch.int64}[kept]),
         weight.bits,
-        nm_kernels.permutations(kept, x.device),
+        permutations(kept, x.device),
         x if bias is None else bias,
         y,
         partial,

@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 from functools import cache
 
+import pandas as pd
 import torch
 
 from esparse_lab.gemm.clock import device_ms
+from esparse_lab.gemm.cusparselt import OUTPUTS
+from esparse_lab.masks import Pattern
+from esparse_lab.storage import compressed_bytes
 
 _SIDE = 8192
 
@@ -48,3 +52,32 @@ def roofline(device: int) -> Roofline:
         target = torch.empty_like(source)
         ms = device_ms([lambda: target.copy_(source)]).least
     return Roofline(tflops, 2 * source.numel() / ms / 1e6)
+
+
+def roofline_table(timings: pd.DataFrame) -> pd.DataFrame:
+    """Where each product of a `gemm_table` stands under the ceilings of its card.
+
+    Columns: name, m, k, n, dtype, kernel, form ("dense" or "sparse"), intensity (operations a byte
+    that must move), tflops (reached; the sparse form is counted with the dense one's arithmetic)
+    and roof_tflops (what the card allows at this intensity: the arithmetic over `floor_ms`).
+    """
+    rows = []
+    for one in timings.itertuples():
+        dtype = getattr(torch, one.dtype)
+        flops = 2 * one.m * one.k * one.n
+        moved = dtype.itemsize * one.m * one.k + OUTPUTS[dtype].itemsize * one.m * one.n
+        stored = compressed_bytes(
+            one.n,
+            one.k,
+            Pattern.parse(one.pattern),
+            value_bits=8 * dtype.itemsize,
+            index="hardware",
+        )
+        for form, weight, ms, floor in (
+            ("dense", one.dense_bytes, one.dense_ms, one.dense_floor_ms),
+            ("sparse", stored, one.sparse_ms, one.floor_ms),
+        ):
+            place = flops / (weight + moved), flops / ms / 1e9, flops / floor / 1e9
+            rows.append((one.name, one.m, one.k, one.n, one.dtype, one.kernel, form, *place))
+    columns = ["name", "m", "k", "n", "dtype", "kernel", "form"]
+    return pd.DataFrame(rows, columns=[*columns, "intensity", "tflops", "roof_tflops"])

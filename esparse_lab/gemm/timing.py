@@ -10,17 +10,18 @@ import torch
 from tqdm import tqdm
 
 from esparse_lab.errors import EsparseError, InputError, unknown
-from esparse_lab.gemm import cusparselt
+from esparse_lab.gemm import cusparselt, nm_linear
 from esparse_lab.gemm.algorithms import AlgorithmStore
 from esparse_lab.gemm.clock import Milliseconds, device_ms, kernel_names
 from esparse_lab.gemm.cusparselt import TWO_FOUR, Plan, Product, padded_tokens
+from esparse_lab.gemm.nm_linear import check_nm_product
 from esparse_lab.gemm.operands import Operands
 from esparse_lab.gemm.roofline import roofline
 from esparse_lab.gemm.search import found
 from esparse_lab.gemm.shapes import GemmShape
 from esparse_lab.masks import Pattern
 from esparse_lab.models import device_of
-from esparse_lab.storage import compressed_bytes
+from esparse_lab.storage import compress, compressed_bytes
 
 Kernel = Literal["cusparselt", "triton"]
 
@@ -128,15 +129,50 @@ def time_gemm(
         EsparseError: this machine cannot run it, and why.
     """
     shape = GemmShape(name or f"{m},{k},{n}", m, k, n)
-    if kernel not in get_args(Kernel):
-        raise unknown("kernel", kernel, get_args(Kernel))
-    if reason := cusparselt.unavailable():
+    dtype = check_gemm(shape, dtype, pattern, kernel)
+    if reason := unavailable(kernel):
         raise EsparseError(f"Nothing can be timed here: {reason}.")
     device = device_of(device)
-    dtype = _dtype(dtype)
-    measure = _by_cusparselt if kernel == "cusparselt" else _by_triton
-    with torch.cuda.device(device):
-        return measure(shape, dtype, pattern, device, store or AlgorithmStore(device))
+    try:
+        with torch.cuda.device(device):
+            if kernel == "triton":
+                return _by_triton(shape, dtype, pattern, device)
+            return _by_cusparselt(shape, dtype, pattern, device, store or AlgorithmStore(device))
+    except torch.cuda.OutOfMemoryError as error:
+        raise EsparseError(f"{shape} does not fit in the memory of {device}: {error}") from error
+
+
+def check_gemm(
+    shape: GemmShape, dtype: torch.dtype | str, pattern: Pattern, kernel: Kernel
+) -> torch.dtype:
+    """The dtype, if `time_gemm` can measure such a product on some device.
+
+    Raises:
+        InputError: it cannot, and why.
+    """
+    if kernel not in get_args(Kernel):
+        raise unknown("kernel", kernel, get_args(Kernel))
+    names = {str(known).removeprefix("torch."): known for known in cusparselt.OUTPUTS}
+    name = str(dtype).removeprefix("torch.")
+    if name not in names:
+        raise unknown("dtype", name, list(names))
+    dtype = names[name]
+    if kernel == "triton":
+        check_nm_product(shape.m, shape.k, pattern, dtype)
+    elif pattern != TWO_FOUR:
+        raise InputError(
+            f"Sparse tensor cores multiply 2:4, not {pattern}. For few tokens kernel='triton' "
+            "reads 1:4, 2:8 and 4:8."
+        )
+    else:
+        weight = torch.empty(shape.n, shape.k, dtype=dtype, device="meta")
+        cusparselt.check_weight(weight, f"the weight of {shape.name}")
+    return dtype
+
+
+def unavailable(kernel: Kernel = "cusparselt") -> str:
+    """Why a kernel cannot run here, with what to do about it; empty when it can."""
+    return nm_linear.unavailable() if kernel == "triton" else cusparselt.unavailable()
 
 
 def gemm_table(timings: Iterable[GemmTiming]) -> pd.DataFrame:
@@ -157,6 +193,34 @@ def gemm_table(timings: Iterable[GemmTiming]) -> pd.DataFrame:
     )
 
 
+def summary(table: pd.DataFrame) -> str:
+    """A `gemm_table` as text: a line a product, then which algorithm and kernel each ran."""
+    times = pd.DataFrame(
+        {
+            "product": table.name,
+            "M,K,N": [f"{m},{k},{n}" for m, k, n in zip(table.m, table.k, table.n, strict=True)],
+            "dense ms": table.dense_ms.map("{:.4f}".format),
+            "default ms": [f"{ms:.4f}" if pd.notna(ms) else "none" for ms in table.default_ms],
+            "sparse ms": table.sparse_ms.map("{:.4f}".format),
+            "reduction": table.latency_reduction.map("{:.1%}".format),
+            "TFLOP/s": table.tflops.map("{:.1f}".format),
+            "GB/s": table.gbps.map("{:.0f}".format),
+            "x floor": table.above_floor.map("{:.2f}".format),
+            "dense MB": (table.dense_bytes / 1e6).map("{:.2f}".format),
+            "stored MB": (table.sparse_bytes / 1e6).map("{:.2f}".format),
+            "error": table.relative_error.map("{:.1e}".format),
+            "sparse kernel": table.sparse_kernel.map({True: "yes", False: "no"}),
+        }
+    )
+    first = table.iloc[0]
+    ran = [
+        f"{one.name}: {one.algorithm}, {one.kernel_name or 'no kernel seen'}"
+        for one in table.itertuples()
+    ]
+    heading = f"{first.kernel}, {first.pattern}, {first.dtype}, {first.device}"
+    return "\n".join([heading, times.to_string(index=False), "", *ran])
+
+
 def time_shapes(
     shapes: Iterable[GemmShape], *, progress: bool = True, **settings: object
 ) -> list[GemmTiming]:
@@ -172,12 +236,6 @@ def _by_cusparselt(
     device: torch.device,
     store: AlgorithmStore,
 ) -> GemmTiming:
-    if pattern != TWO_FOUR:
-        raise InputError(
-            f"Sparse tensor cores multiply 2:4, not {pattern}. For few tokens kernel='triton' "
-            "reads 1:4, 2:8 and 4:8."
-        )
-    cusparselt.check_weight(torch.empty(shape.n, shape.k, dtype=dtype, device="meta"), shape.name)
     product = Product(shape.n, shape.k, padded_tokens(shape.m, dtype), dtype)
     best = found([product], device, store)[product]
     operands = Operands.random(product, device, pattern)
@@ -207,18 +265,14 @@ def _by_triton(
     dtype: torch.dtype,
     pattern: Pattern,
     device: torch.device,
-    store: AlgorithmStore,
 ) -> GemmTiming:
-    from esparse_lab.gemm.nm_linear import fastest_launch, nm_linear
-    from esparse_lab.storage import compress
-
     product = Product(shape.n, shape.k, shape.m, dtype)
     operands = Operands.random(product, device, pattern)
     stored = [compress(weight, pattern) for weight in operands.weights]
-    launch = fastest_launch(operands.x, stored)
+    launch = nm_linear.fastest_launch(operands.x, stored)
 
     def call(weight) -> None:
-        operands.y = nm_linear(operands.x, weight, launch=launch)
+        operands.y = nm_linear.nm_linear(operands.x, weight, launch=launch)
 
     calls = [lambda w=w: call(w) for w in stored]
     sparse = device_ms(calls)
@@ -288,11 +342,3 @@ def _timing(
         names[0] if names else "",
         bool(names) and bool(_SPARSE.search(names[0])),
     )
-
-
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    names = {str(known).removeprefix("torch."): known for known in cusparselt.OUTPUTS}
-    name = str(dtype).removeprefix("torch.")
-    if name not in names:
-        raise unknown("dtype", name, list(names))
-    return names[name]
