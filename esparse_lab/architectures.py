@@ -6,6 +6,7 @@ without an entry are traced (`discovery.py`).
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -45,6 +46,14 @@ class Architecture:
         returns: items of the tuple that a block returns; 0 if it returns hidden states bare.
         plain_residual: attention's last layer and the MLP's each add their output to the residual
             stream, one after the other, and no norm or factor stands between.
+        values: where the rows of the value projection are in the first group of `attention`:
+            "last" is a layer of its own, "stacked" behind all query and key rows of a fused one,
+            "grouped" behind the query and key rows of its own key-value head.
+        norms: whose output attention reads, and whose the MLPs; of several that may be meant, the
+            first that a block has.
+        also_read: layers that are never pruned and read what the MLPs read.
+        norm_is_residual: a field of the config, and the value with which a norm's output is also
+            added to the residual stream.
     """
 
     family: str
@@ -55,6 +64,13 @@ class Architecture:
     experts: str | None = None
     returns: int = 0
     plain_residual: bool = False
+    values: Literal["last", "stacked", "grouped"] = "last"
+    norms: tuple[tuple[str, ...], tuple[str, ...]] = (
+        ("input_layernorm",),
+        ("post_attention_layernorm",),
+    )
+    also_read: tuple[str, ...] = ()
+    norm_is_residual: tuple[str, bool] | None = None
 
 
 def _gated(path: str) -> MLP:
@@ -78,21 +94,32 @@ _NEOX = Architecture(
     blocks="gpt_neox.layers",
     attention=(("attention.query_key_value",), ("attention.dense",)),
     mlps=(MLP(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),),
+    values="grouped",
+)
+_BLOOM = replace(
+    _NEOX,
+    family="BLOOM",
+    model_types=("bloom",),
+    blocks="transformer.h",
+    attention=(("self_attention.query_key_value",), ("self_attention.dense",)),
+    returns=2,
+    norm_is_residual=("apply_residual_connection_post_layernorm", True),
+)
+_GEMMA2 = replace(
+    _LLAMA,
+    family="Gemma 2 and 3",
+    model_types=("gemma2", "gemma3_text"),
+    plain_residual=False,
+    norms=(("input_layernorm",), ("pre_feedforward_layernorm",)),
 )
 ARCHITECTURES = (
     _LLAMA,
+    _GEMMA2,
     replace(
-        _LLAMA,
-        family="Gemma 2 and 3",
-        model_types=("gemma2", "gemma3_text"),
-        plain_residual=False,
-    ),
-    replace(
-        _LLAMA,
+        _GEMMA2,
         family="Gemma 3 with images (its text model)",
         model_types=("gemma3",),
         blocks="model.language_model.layers",
-        plain_residual=False,
     ),
     replace(
         _LLAMA,
@@ -100,6 +127,7 @@ ARCHITECTURES = (
         model_types=("mixtral", "qwen2_moe", "qwen3_moe"),
         mlps=(_gated("mlp"), _gated("mlp.shared_expert")),
         experts="mlp.experts",
+        also_read=("mlp.gate", "mlp.shared_expert_gate"),
     ),
     replace(
         _LLAMA,
@@ -107,6 +135,7 @@ ARCHITECTURES = (
         model_types=("phi3",),
         attention=(("self_attn.qkv_proj",), ("self_attn.o_proj",)),
         mlps=(MLP(("mlp.gate_up_proj",), "mlp.down_proj"),),
+        values="stacked",
     ),
     Architecture(
         family="OPT",
@@ -117,6 +146,8 @@ ARCHITECTURES = (
             ("self_attn.out_proj",),
         ),
         mlps=(MLP(("fc1",), "fc2"),),
+        norms=(("self_attn_layer_norm",), ("final_layer_norm",)),
+        norm_is_residual=("do_layer_norm_before", False),
     ),
     Architecture(
         family="GPT-2",
@@ -125,17 +156,22 @@ ARCHITECTURES = (
         attention=(("attn.c_attn",), ("attn.c_proj",)),
         mlps=(MLP(("mlp.c_fc",), "mlp.c_proj"),),
         plain_residual=True,
+        values="stacked",
+        norms=(("ln_1",), ("ln_2",)),
     ),
     _NEOX,
+    _BLOOM,
     # Attention and MLP of Falcon read one activation in some models and two in others: two groups
-    # are right for all.
+    # are right for all, and the norms tell whether they share one order.
     replace(
-        _NEOX,
-        family="BLOOM, Falcon",
-        model_types=("bloom", "falcon"),
-        blocks="transformer.h",
-        attention=(("self_attention.query_key_value",), ("self_attention.dense",)),
-        returns=2,
+        _BLOOM,
+        family="Falcon",
+        model_types=("falcon",),
+        norms=(
+            ("ln_attn", "input_layernorm"),
+            ("ln_mlp", "post_attention_layernorm", "input_layernorm"),
+        ),
+        norm_is_residual=None,
     ),
 )
 

@@ -33,9 +33,19 @@ class WeightMatrix:
         return cls(module, transposed=isinstance(module, Conv1D))
 
     @property
+    def stored(self) -> nn.Parameter:
+        """The parameter that holds the weights, as the model has it."""
+        return getattr(self.module, self.parameter)
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """What is added to the outputs, [out]; stacked experts have none."""
+        return self.module.bias if isinstance(self.module, LINEAR) else None
+
+    @property
     def weight(self) -> Tensor:
         """The weights, [out, in]: a view, so writing into it changes the model."""
-        weight = getattr(self.module, self.parameter).data
+        weight = self.stored.data
         if self.expert is not None:
             weight = weight[self.expert]
         return weight.T if self.transposed else weight

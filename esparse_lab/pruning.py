@@ -5,6 +5,8 @@ The only module that writes to a model's weights.
 
 import time
 import warnings
+from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -21,11 +23,13 @@ from esparse_lab.errors import EsparseError, InputError, unknown
 from esparse_lab.likelihood import Told
 from esparse_lab.masks import Pattern, Sparsity, Unstructured
 from esparse_lab.methods import Choice, Magnitude, PruningMethod
-from esparse_lab.permutation import ChannelOrder, OrderSearch, search_order
+from esparse_lab.permutation import ChannelOrder, OrderSearch
+from esparse_lab.planner import Constraint, OrderPlan, legal_order, order_plans
 from esparse_lab.reconstruction import Reconstruction
 from esparse_lab.twin import DenseTwin, matched_stats
 
 Calibration = Literal["sequential", "dense", "layerwise", "matched"]
+Orders = Literal["mask", "legal", "free"]
 
 
 def can_be_ordered(sparsity: Sparsity, allocation: Allocation | None) -> bool:
@@ -51,6 +55,9 @@ class Recipe:
             model has in the layer's place (without it, the same as layerwise).
         reconstruct: solves for the kept weights of the mask; None leaves them as the method does.
         allocation: gives each layer a sparsity of its own; None gives all of them `pattern`.
+        orders: which channel orders may be searched. "mask" takes any: the mask is N:M after the
+            permutation alone. "legal" takes those that `fold` can store the weights in, with a
+            gather after norms; "free" those that need no gather, so other layers keep theirs.
     """
 
     method: PruningMethod
@@ -59,10 +66,23 @@ class Recipe:
     calibration: Calibration = "sequential"
     reconstruct: Reconstruction | None = None
     allocation: Allocation | None = None
+    orders: Orders = "mask"
 
     def __post_init__(self) -> None:
         if self.calibration not in get_args(Calibration):
             raise unknown("calibration", self.calibration, get_args(Calibration))
+        if self.orders not in get_args(Orders):
+            raise unknown("orders", self.orders, get_args(Orders))
+        # What DaSS takes from outputs is why its groups run along them.
+        if (
+            self.orders != "mask"
+            and self.method.needs is not None
+            and self.method.needs.output_norm
+        ):
+            raise InputError(
+                f"{self.method} has groups of M along the output, so no order of input channels "
+                f"makes its weights N:M in memory. Take orders='mask', or another method."
+            )
         if self.search is not None and not can_be_ordered(self.pattern, self.allocation):
             menu = "" if self.allocation is None else f" with the menu {self.allocation.menu!r}"
             raise InputError(
@@ -98,6 +118,7 @@ class PrunedLayer:
             was sent to, which is then pruned by magnitude.
         output_error: |(W - W') X|^2 / |W X|^2 on the calibration tokens, or None where the recipe
             measures no Gram matrix.
+        folded: the weights were since stored in `order` (see `fold`); the mask was not.
     """
 
     name: str
@@ -109,6 +130,7 @@ class PrunedLayer:
     group_axis: Literal["in", "out"] = "in"
     n_tokens: int = 0
     output_error: float | None = None
+    folded: bool = False
 
     def record(self) -> dict:
         """What can be written down of it: all but the mask and the order."""
@@ -159,12 +181,26 @@ def prune_model(
     walk = None if recipe.needs is None else BlockWalk.start(model, tokens)
     twin = twin_of(walk, recipe)
     sparsities = layer_sparsities(model, tokens, recipe)
+    plans = recipe_plans(model, recipe)
     pruned: list[PrunedLayer] = []
     for index in tqdm(range(len(blocks)), "pruning", unit="block", disable=not progress):
         if told is not None:
             told("pruning, block", index, len(blocks))
-        pruned += prune_block(blocks[index], walk, twin, index, recipe, sparsities)
+        pruned += prune_block(blocks[index], walk, twin, index, recipe, sparsities, plans)
     return pruned
+
+
+def recipe_plans(model: PreTrainedModel, recipe: Recipe) -> dict[str, OrderPlan]:
+    """The plan that the order of each group must follow; empty where any order may be taken."""
+    if recipe.orders == "mask" or recipe.search is None:
+        return {}
+    plans = order_plans(model)
+    if recipe.orders == "legal":
+        return plans
+    return {
+        name: plan if plan.how == "free" else replace(plan, constraint=None)
+        for name, plan in plans.items()
+    }
 
 
 def check_tokens_given(tokens: Tensor | None, recipe: Recipe) -> None:
@@ -196,8 +232,10 @@ def prune_block(
     index: int,
     recipe: Recipe,
     sparsities: dict[str, Sparsity | None],
+    plans: Mapping[str, OrderPlan] = {},
 ) -> list[PrunedLayer]:
     """Prune block number `index` in place and move the walks on to the next one."""
+    orders: dict[str, ChannelOrder | None] = {}
     stats: dict[str, LayerStats] = {}
     by_layer = recipe.calibration in ("layerwise", "matched")
     more = walk is not None and index + 1 < len(walk.blocks)
@@ -209,11 +247,16 @@ def prune_block(
         twin.enter(index)
     pruned: list[PrunedLayer] = []
     for number, group in enumerate(block.groups):
+        numbers = (number,)
+        if group.name in plans and group.name not in orders:
+            numbers = plans[group.name].numbers
         if twin is not None:
-            stats = matched_stats(walk, twin, index, number, recipe.needs)
+            of_groups = [matched_stats(walk, twin, index, n, recipe.needs) for n in numbers]
+            stats = dict(ChainMap(*of_groups))
         elif walk is not None and by_layer:
-            stats = block_stats(walk, index, recipe.needs, numbers=[number])
-        pruned += _prune_group(group, stats, recipe, sparsities)
+            stats = block_stats(walk, index, recipe.needs, numbers=numbers)
+        mates = [block.groups[n] for n in numbers]
+        pruned += _prune_group(group, mates, stats, recipe, sparsities, plans, orders)
     if more and twin is not None:
         twin.advance(index)
     if more and recipe.calibration != "dense":
@@ -230,11 +273,14 @@ def prune_block(
 
 def _prune_group(
     group: InputGroup,
+    mates: list[InputGroup],
     stats: dict[str, LayerStats],
     recipe: Recipe,
     sparsities: dict[str, Sparsity | None],
+    plans: Mapping[str, OrderPlan],
+    orders: dict[str, ChannelOrder | None],
 ) -> list[PrunedLayer]:
-    """Prune the layers that read one activation."""
+    """Prune the layers that read one activation; `orders` takes the order found for its `mates`."""
     for name, layer in group.layers.items():
         low, high = layer.weight.aminmax()  # one pass: both are NaN if any weight is
         if not (low.isfinite() & high.isfinite()):
@@ -243,13 +289,48 @@ def _prune_group(
                 f"{name}: {broken} of {layer.weight.numel()} weights are NaN or infinite. Load "
                 "the model from an intact checkpoint."
             )
-    stats = stats.get(group.name)
-    if stats is not None and not stats.n_tokens:
-        recipe, stats = replace(recipe, method=Magnitude(), reconstruct=None), None
+    started = time.perf_counter()
     try:
-        return _prune_named(group, stats, recipe, sparsities)
+        if group.name not in orders:
+            constraint = plans[group.name].constraint if plans else Constraint()
+            order = _find_order(mates, stats, recipe, sparsities, constraint)
+            orders |= {mate.name: order for mate in mates}
+        recipe, of_group = _seen(recipe, stats.get(group.name))
+        return _prune_named(group, of_group, recipe, sparsities, orders[group.name], started)
     except EsparseError as error:
         raise type(error)(f"{group.name}: {error}") from error
+
+
+def _seen(recipe: Recipe, stats: LayerStats | None) -> tuple[Recipe, LayerStats | None]:
+    """The recipe for a group, and its statistics: magnitude for experts that saw no token."""
+    if stats is None or stats.n_tokens:
+        return recipe, stats
+    return replace(recipe, method=Magnitude(), reconstruct=None), None
+
+
+def _find_order(
+    groups: list[InputGroup],
+    stats: dict[str, LayerStats],
+    recipe: Recipe,
+    sparsities: dict[str, Sparsity | None],
+    constraint: Constraint | None,
+) -> ChannelOrder | None:
+    """The channel order of groups that share one, searched on the scores of all their layers."""
+    if recipe.search is None or constraint is None:
+        return None
+    scores = []
+    for group in groups:
+        of_recipe, of_group = _seen(recipe, stats.get(group.name))
+        if of_group is None and recipe.needs is not None and len(groups) > 1:
+            continue  # magnitudes cannot be compared with what the others are scored by
+        for name, layer in group.layers.items():
+            if sparsities[name] is not None:
+                score = of_recipe.method.score(layer.weight, of_group)
+                out = of_recipe.method.group_axis(of_group) == "out"
+                scores.append(score.T if out else score)
+    if not scores:
+        return None
+    return legal_order(torch.cat(scores), recipe.pattern, recipe.search, constraint)
 
 
 def _prune_named(
@@ -257,16 +338,11 @@ def _prune_named(
     stats: LayerStats | None,
     recipe: Recipe,
     sparsities: dict[str, Sparsity | None],
+    order: ChannelOrder | None,
+    started: float,
 ) -> list[PrunedLayer]:
-    started = time.perf_counter()
     method = recipe.method
     axis = method.group_axis(stats)
-    order = None
-    thinned = [group.layers[name] for name in group.layers if sparsities[name] is not None]
-    if recipe.search is not None and thinned:
-        scores = [method.score(layer.weight, stats) for layer in thinned]
-        scores = [score.T for score in scores] if axis == "out" else scores
-        order = search_order(torch.cat(scores), recipe.pattern, recipe.search)
     outcomes: dict[str, Choice] = {}
     for names in _stackable(group, method, sparsities):
         rows = [group.layers[name].weight for name in names]
