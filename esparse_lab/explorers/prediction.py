@@ -43,7 +43,7 @@ class Predictor:
     def __init__(self, reading: Reading):
         self._reading = reading
         self._places = reading.places()
-        self._rows: dict[tuple[str, str], Tensor] = {}
+        self._rows: dict[str, Tensor] = {}  # copies: at hand while a run changes the weights
         self._gains: dict[tuple, dict[str, float]] = {}
         n_channels = sum(m.weight.shape[1] for b in reading.blocks for m in b.layers.values())
         self.n_rows = max(4, SAMPLED_WEIGHTS // n_channels)
@@ -92,17 +92,9 @@ class Predictor:
     def _from_rows(
         self, name: str, method: PruningMethod, stats: LayerStats | None, sparsity: Sparsity
     ) -> float:
-        axis = method.group_axis(stats)
-        if (name, axis) not in self._rows:
-            block, role = self._places[name]
-            weight = self._reading.weight(block, role)
-            by_group = weight.T if axis == "out" else weight
-            some = _evenly(by_group, self.n_rows).clone()
-            self._rows[name, axis] = some.T if axis == "out" else some
-        some = self._rows[name, axis]
-        if axis == "out":
-            stats = stats.ordered(_evenly(torch.arange(len(stats.norm)), self.n_rows))
-        return kept_share(method.choose(some, stats, sparsity))
+        if name not in self._rows:
+            self._rows[name] = _evenly(self._reading.weight(*self._places[name]), self.n_rows)
+        return kept_share(method.choose(self._rows[name], stats, sparsity))
 
     def _by_role(
         self,
@@ -155,8 +147,7 @@ class Predictor:
 
 
 def _evenly(rows: Tensor, most: int) -> Tensor:
-    """At most `most` rows, evenly spaced: each from the middle of its share."""
-    if len(rows) <= most:
-        return rows
+    """At most `most` rows, evenly spaced: each from the middle of its share; a copy."""
+    most = min(most, len(rows))
     middles = (torch.arange(most, device=rows.device) + 0.5) * len(rows) / most
     return rows[middles.long()]

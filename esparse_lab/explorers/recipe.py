@@ -169,6 +169,7 @@ class Recipe(Panel):
             InputError: the model is busy with another run.
         """
         hand_over = _to_this_thread()
+        assert self.widget is not None  # built here, not by the thread
         trial = self._new_trial()
 
         def told(stage: str, done: int, of: int) -> None:
@@ -219,7 +220,6 @@ class Recipe(Panel):
                 raise
 
     def _new_trial(self) -> Trial:
-        self.below()
         reading = self.reading
         return Trial(reading.loaded, reading.tokens, self._test, self.recipe, self._what())
 
