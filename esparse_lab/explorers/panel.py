@@ -208,15 +208,13 @@ class Panel(ABC):
         self._sent = self._shown
         plot = go.FigureWidget(self._shown)
         plot._config = {**plot._config, "displaylogo": False}
-        # A view is counted before it is drawn, and reports its layout once it is.
-        plot.observe(lambda _: plot.observe(self._fit, "_js2py_layoutDelta"), "_view_count")
+        plot.observe(self._fit, "_view_count")
         self.connect(plot)
         return plot
 
     def _fit(self, change: dict) -> None:
         """Have a new view take the page's width, which it did not know when it was made."""
         plot = change["owner"]
-        plot.unobserve(self._fit, "_js2py_layoutDelta")
         with self._quietly():
             plot.layout.autosize = None
             plot.layout.autosize = True

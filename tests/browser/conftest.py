@@ -115,9 +115,9 @@ class Lab:
         self._log.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def open_notebook(lab, chromium):
-    """Open a notebook of these cells, a `Notebook`; what its page complains of fails the test."""
+    """Open a notebook of these cells, a `Notebook`; what its page complains of fails the tests."""
     opened = []
 
     def open_(name: str, *cells: str, width: int = 1500) -> "Notebook":
@@ -180,26 +180,35 @@ class Notebook:
         )
         self._wait_for_kernel()
 
-    def value(self, expression: str, plot: int = 0):
-        """A JavaScript expression of `plot`, the graph element."""
-        return self.page.evaluate(
-            f"(i) => {{ const plot = document.querySelectorAll('.js-plotly-plot')[i];"
-            f"return {expression} }}",
-            plot,
+    def cell(self, number: int) -> "Cell":
+        """A code cell, counted from 0."""
+        return Cell(self.page, number)
+
+
+class Cell:
+    """A code cell with a panel as its output; `plot` counts the figures in it."""
+
+    def __init__(self, page, number: int):
+        self.page = page
+        self.output = page.locator(".jp-CodeCell").nth(number)
+        self._find = (
+            f"(i) => {{ const plot = document.querySelectorAll('.jp-CodeCell')[{number}]"
+            ".querySelectorAll('.js-plotly-plot')[i]; return %s }"
         )
 
-    def wait(self, condition: str, plot: int = 0, timeout: int = 10_000) -> None:
+    def value(self, expression: str, plot: int = 0):
+        """A JavaScript expression of `plot`, the graph element."""
+        return self.page.evaluate(self._find % expression, plot)
+
+    def wait(self, condition: str, plot: int = 0) -> None:
         """Until a JavaScript condition of `plot`, the graph element, holds."""
         self.page.wait_for_function(
-            f"(i) => {{ const plot = document.querySelectorAll('.js-plotly-plot')[i];"
-            f"return plot && ({condition}) }}",
-            arg=plot,
-            timeout=timeout,
+            self._find % f"plot?.data && ({condition})", arg=plot, timeout=20_000
         )
 
     def place(self, subplot: str, x: float, y: float, plot: int = 0) -> tuple[float, float]:
         """Where in the window a subplot such as "xy" or "x2y2" has these shares of its size."""
-        graph = self.page.locator(".js-plotly-plot").nth(plot)
+        graph = self.output.locator(".js-plotly-plot").nth(plot)
         layer = graph.locator(f".draglayer .{subplot} .nsewdrag")
         layer.scroll_into_view_if_needed()
         box = layer.bounding_box()
@@ -224,7 +233,7 @@ class Notebook:
     def control(self, label: str):
         """The widgets whose label this is."""
         named = self.page.locator(".widget-label", has_text=re.compile(f"^{re.escape(label)}$"))
-        return self.page.locator(".widget-inline-hbox", has=named)
+        return self.output.locator(".widget-inline-hbox", has=named)
 
     def key(self, label: str, key: str) -> None:
         """Press a key on the first slider of that label."""
@@ -237,3 +246,7 @@ class Notebook:
         line = self.control("Settings").locator("input").first
         line.fill(settings)
         line.press("Enter")
+
+    def settings(self) -> str:
+        """The text of the first panel's settings."""
+        return self.control("Settings").locator("input").first.input_value()
