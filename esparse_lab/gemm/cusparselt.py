@@ -138,7 +138,7 @@ def _handle(device: int) -> int:
 
 def library_version(device: torch.device) -> str:
     """Such as "0.8.0"."""
-    number = _library().get_version(_handle(_index(device)))
+    number = _library().get_version(_handle(device_index(device)))
     return f"{number // 1000}.{number % 1000 // 100}.{number % 100}"
 
 
@@ -228,7 +228,7 @@ class Plan:
     ):
         lib = _library()
         self.product, self.device, self.algorithm = product, device, algorithm
-        self.handle = _handle(_index(device))
+        self.handle = _handle(device_index(device))
         self._made: list[tuple] = []
         value, out = CUDA_TYPES[product.dtype], CUDA_TYPES[product.out_dtype]
         n, k, m = product.rows, product.columns, product.tokens
@@ -356,5 +356,6 @@ def split_versions(algorithm: Algorithm, product: Product) -> Iterator[Algorithm
             yield replace(algorithm, split_k=parts, split_mode=mode)
 
 
-def _index(device: torch.device) -> int:
+def device_index(device: torch.device) -> int:
+    """The number of a CUDA device; the current one's where the device has none."""
     return torch.cuda.current_device() if device.index is None else device.index

@@ -83,10 +83,6 @@ class SparseLinear(nn.Module):
         )
         return y.view(*x.shape[:-1], self.out_features)
 
-    def _apply(self, fn, recurse: bool = True):
-        self._plans.clear()  # a plan knows the address of the bias, which may move now
-        return super()._apply(fn, recurse)
-
     @property
     def weight_bytes(self) -> int:
         """Of the stored forms of the weight."""
@@ -114,6 +110,10 @@ class _Shape:
     def multiply(
         self, x: Tensor, stored: Tensor | None, dense: Tensor | None, bias: Tensor | None
     ) -> Tensor:
+        if x.dtype != self.dtype:  # the library would read its bytes as the weight's dtype
+            raise InputError(
+                f"A layer {self.rows} x {self.columns} multiplies {self.dtype}, got {x.dtype}."
+            )
         tokens = x.shape[0]
         key = (tokens, x.device.index, None if bias is None else bias.data_ptr())
         plan, workspace = self.plans.get(key) or self._prepare(key, tokens, x.device, bias)

@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,6 +15,11 @@ from esparse_lab.storage import Compressed
 MOST_TOKENS = 32
 KEPT_OF_EIGHT = (2, 4)
 """How many of eight neighbouring columns a pattern may keep: 1:4 and 2:8, 2:4 and 4:8."""
+
+
+_MOST_BLOCKS = 2**14
+MOST_ROWS = 64 * _MOST_BLOCKS
+"""Outputs of a weight, at the least rows a program takes."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,11 @@ def nm_linear(
     each = -(-words // launch.splits)
     each = -(-each // launch.words) * launch.words
     blocks = -(-rows // launch.rows)
+    if blocks > _MOST_BLOCKS:
+        raise InputError(f"The weight has {rows} rows, the kernel takes {MOST_ROWS} at most.")
     x = x.contiguous()
     y = x.new_empty(tokens, rows)
     partial = torch.empty(launch.splits, tokens, rows, device=x.device)
-    counter = torch.zeros(blocks, dtype=torch.int32, device=x.device)
     nm_kernels.nm_linear_kernel[(blocks, launch.splits)](
         x,
         weight.values.view({2: torch.int32, 4: torch.int64}[kept]),
@@ -118,7 +125,7 @@ def nm_linear(
         x if bias is None else bias,
         y,
         partial,
-        counter,
+        _zeros(x.device),
         tokens,
         rows,
         words,
@@ -134,6 +141,12 @@ def nm_linear(
         num_stages=launch.stages,
     )
     return y
+
+
+@cache
+def _zeros(device: torch.device) -> Tensor:
+    """Counters that the kernel leaves at zero, so that no call must clear them."""
+    return torch.zeros(_MOST_BLOCKS, dtype=torch.int32, device=device)
 
 
 def fastest_launch(x: Tensor, weights: list[Compressed]) -> Launch:

@@ -55,7 +55,7 @@ def found(
     """What is fastest for each product: read from the store, or searched now and put there.
 
     Raises:
-        EsparseError: no algorithm of the library works for a product.
+        EsparseError: no algorithm of the library works for a product, or nothing can be timed.
     """
     results: dict[Product, Found] = {}
     with Trials(device) as trials:
@@ -74,9 +74,14 @@ def _search(product: Product, trials: Trials) -> Found:
         return time.median if time else None
 
     dense = trials.time(Trial(product, dense=True, at_length=True))
+    if dense is None:
+        raise EsparseError(
+            f"The process that times {product} ended before the dense product was done; what it "
+            "said is above."
+        )
     default = trials.time(Trial(product, at_length=True))
     best = fastest(trials.algorithms(product), lambda a: trials.split_versions(a, product), time_it)
-    if best is None or dense is None:
+    if best is None:
         raise EsparseError(
             f"No algorithm of cuSPARSELt multiplies {product} rightly. Leave this layer dense."
         )

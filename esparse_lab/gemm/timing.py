@@ -133,6 +133,9 @@ def time_gemm(
     if reason := unavailable(kernel):
         raise EsparseError(f"Nothing can be timed here: {reason}.")
     device = device_of(device)
+    if device.type != "cuda":
+        raise InputError(f"Products are timed on a CUDA device, not on {device}.")
+    device = torch.device("cuda", cusparselt.device_index(device))
     try:
         with torch.cuda.device(device):
             if kernel == "triton":
@@ -313,7 +316,7 @@ def _timing(
     dense_bytes = size * shape.k * shape.n
     moved = size * shape.m * shape.k + product.out_dtype.itemsize * shape.m * shape.n
     flops = 2 * shape.m * shape.k * shape.n
-    ceilings = roofline(device.index or 0)
+    ceilings = roofline(device.index)
     least_stored = compressed_bytes(
         shape.n, shape.k, pattern, value_bits=8 * size, index="hardware"
     )

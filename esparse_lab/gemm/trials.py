@@ -5,6 +5,7 @@ that nothing works in the process that ran them (seen with cuSPARSELt 0.8.0 on a
 reads one question a line and writes one answer a line, both JSON.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,7 +17,14 @@ import torch
 
 from esparse_lab.errors import EsparseError
 from esparse_lab.gemm.clock import Milliseconds, device_ms
-from esparse_lab.gemm.cusparselt import Algorithm, Plan, Product, algorithms, split_versions
+from esparse_lab.gemm.cusparselt import (
+    Algorithm,
+    Plan,
+    Product,
+    algorithms,
+    device_index,
+    split_versions,
+)
 from esparse_lab.gemm.operands import Operands
 from esparse_lab.masks import Pattern
 
@@ -39,7 +47,7 @@ class Trials:
     """A child process that times; a new one is started when it dies. Use it in a `with` block."""
 
     def __init__(self, device: torch.device):
-        self.device = device
+        self.device = torch.device("cuda", device_index(device))
         self.crashed = 0
         self._child: subprocess.Popen | None = None
 
@@ -94,7 +102,8 @@ class Trials:
 
     def _stop(self) -> None:
         if self._child is not None:
-            self._child.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # a question that a dead child never read
+                self._child.stdin.close()
             self._child.stdout.close()
             self._child.kill()
             self._child.wait()
