@@ -42,7 +42,7 @@ _HOVER = (
 )
 # Panels of points: title, column across, column up, place.
 _PANELS = (
-    ("(a) entropy against norm: select with box or lasso", "norm", "entropy_nats", 1, 1),
+    ("(a) entropy against norm", "norm", "entropy_nats", 1, 1),
     (f"(c) norm, {SORTED} largest", "position", "norm", 2, 1),
     ("(d) entropy of the channels in (c)", "position", "entropy_nats", 2, 2),
     ("(e) entropy, all channels as stored", "channel", "entropy_nats", 3, 1),
@@ -151,6 +151,7 @@ class Channels(Panel):
             self.change(channels=points_inside(self._shown, drawn_now, len(_PANELS)))
 
         # Not trace.on_selection: a hover may take the place of its message before it is sent.
+        plot.layout.dragmode = "select"  # in a report there is nothing to choose for
         plot.layout.on_change(drawn, "selections")
 
     def draw(self) -> go.Figure:
@@ -223,13 +224,16 @@ class Channels(Panel):
         figure.add_hline(y=0, line={"color": GUIDE, "width": 1}, row=3, col=2)
         reach = max(1, int(frame.ranks_gained.abs().max()))
         figure.update_layout(
-            dragmode="select",
             coloraxis={
                 "colorscale": [[0, LOST], [0.5, EVEN], [1, GAINED]],
                 "cmin": -reach,
                 "cmax": reach,
                 "colorbar": {
-                    "title": {"text": LABELS["rank_gain"], "side": "right"},
+                    "title": {
+                        "text": LABELS["rank_gain"],
+                        "side": "right",
+                        "font": {"size": 13},
+                    },
                     "thickness": 12,
                     "outlinewidth": 0,
                     "tickformat": "+d",
