@@ -197,7 +197,10 @@ class Recipe(Panel):
         """Buttons and progress."""
         if self._row is None:
             self._run_button = W.Button(
-                description="Measure perplexity", button_style="primary", icon="play"
+                description="Measure perplexity",
+                button_style="primary",
+                icon="play",
+                layout={"width": "auto"},
             )
             self._cancel_button = W.Button(description="Cancel", icon="stop", disabled=True)
             self._bar = W.FloatProgress(min=0, max=1, layout={"width": "220px"})
@@ -214,8 +217,9 @@ class Recipe(Panel):
         with self._guarded():
             try:
                 action()
-            except InputError:
-                # What another explorer runs can be cancelled from here, too.
+            except InputError as error:
+                self._say_below(str(error))  # beside the button, too: a panel is tall
+                # What another explorer runs can be cancelled from here.
                 self._cancel_button.disabled = running_on(self.reading.loaded.model) is None
                 raise
 
@@ -335,7 +339,8 @@ class Recipe(Panel):
             }
         )
         if prediction is None:
-            figure.update_xaxes(showticklabels=False, row=1, col=1)
+            figure.update_xaxes(showticklabels=False, ticks="", row=1, col=1)
+            figure.update_yaxes(ticks="", row=1, col=1)
             self._say_in(figure, "x", "Its mask is not its score's:<br>prune to see.")
 
     def _add_runs(self, figure: go.Figure, runs: pd.DataFrame, chosen: pd.Series) -> None:
@@ -363,7 +368,8 @@ class Recipe(Panel):
         figure.update_xaxes(title_text=LABELS["perplexity"], row=1, col=2)
         if len(pruned) == 0:
             self._say_in(figure, "x2", "No run yet: press “Measure perplexity”.")
-            figure.update_xaxes(showticklabels=False, row=1, col=2)
+            figure.update_xaxes(showticklabels=False, showgrid=False, ticks="", row=1, col=2)
+            figure.update_yaxes(title_text=None, ticks="", row=1, col=2)
             return
         axis = log_axis([*pruned.perplexity, *dense], headroom=0.18)
         figure.update_xaxes(**axis, row=1, col=2)

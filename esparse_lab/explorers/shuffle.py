@@ -366,17 +366,17 @@ class Shuffle(Panel):
         figure = make_subplots(
             rows=4,
             cols=2,
-            specs=[[{}, {}], [{}, {}], [{}, {}], [{}, {"type": "domain"}]],
-            row_heights=[0.31, 0.31, 0.11, 0.27],
+            specs=[[{}, {"type": "domain"}], [{}, {}], [{}, {}], [{}, {}]],
+            row_heights=[0.25, 0.32, 0.32, 0.11],
             horizontal_spacing=0.09,
             vertical_spacing=0.075,
         )
         orders = (trace.steps[0].order, self._step.order)
+        self._add_curve(figure)
+        self._add_table(figure)
         cell, rows = self._add_pictures(figure, orders)
         self._lay_out_pictures(figure, cell, rows)
         balanced = self._add_groups(figure, orders)
-        self._add_curve(figure)
-        self._add_table(figure)
         return finish(
             figure,
             title=self._headline(),
@@ -390,7 +390,7 @@ class Shuffle(Panel):
     def _add_pictures(
         self, figure: go.Figure, orders: tuple[ChannelOrder, ChannelOrder]
     ) -> tuple[int, np.ndarray]:
-        """Panels (a) to (d); returns channels in a cell and the rows drawn."""
+        """Panels (b) to (e); returns channels in a cell and the rows drawn."""
         case, s = self._case, self.settings
         pattern = Pattern.parse(s["pattern"])
         first, end = s["channels"]
@@ -425,19 +425,19 @@ class Shuffle(Panel):
                 ),
                 (mask, None, "%{z:.1f} % of the score dropped" if cell > 1 else "kept: %{z}"),
             )
-            for row, (z, custom, hover) in enumerate(drawn, start=1):
+            for row, (z, custom, hover) in enumerate(drawn, start=2):
                 figure.add_heatmap(
                     z=z,
                     x0=first + (cell - 1) / 2,
                     dx=cell,
                     y=rows,
                     customdata=custom,
-                    coloraxis="coloraxis" if row == 1 else "coloraxis2",
+                    coloraxis="coloraxis" if row == 2 else "coloraxis2",
                     hovertemplate=f"row %{{y}}, position %{{x}}<br>{hover}<extra></extra>",
                     row=row,
                     col=col,
                 )
-        bar = {"thickness": 12, "outlinewidth": 0, "x": 1.01, "len": 0.3, "yanchor": "middle"}
+        bar = {"thickness": 12, "outlinewidth": 0, "x": 1.01, "len": 0.26, "yanchor": "middle"}
         title = {"side": "right", "font": {"size": 12}}
         ticks = log_axis([floor, high])
         figure.update_layout(
@@ -447,7 +447,7 @@ class Shuffle(Panel):
                 "cmax": math.log10(high),
                 "colorbar": bar
                 | {
-                    "y": 0.87,
+                    "y": 0.63,
                     "title": title | {"text": LABELS["score"]},
                     "tickvals": np.log10(ticks["tickvals"]),
                     "ticktext": ticks["ticktext"],
@@ -458,7 +458,7 @@ class Shuffle(Panel):
                 "cmin": 0,
                 "cmax": 1,
                 "colorbar": bar
-                | {"y": 0.54, "tickvals": [0.25, 0.75], "ticktext": ["dropped", "kept"]},
+                | {"y": 0.29, "tickvals": [0.25, 0.75], "ticktext": ["dropped", "kept"]},
             }
             if cell == 1
             else {
@@ -466,13 +466,13 @@ class Shuffle(Panel):
                 "cmin": 0,
                 "cmax": max(float(np.max(masks)), 1e-6),
                 "colorbar": bar
-                | {"y": 0.54, "ticksuffix": " %", "title": title | {"text": "score dropped"}},
+                | {"y": 0.29, "ticksuffix": " %", "title": title | {"text": "score dropped"}},
             },
         )
         return cell, rows
 
     def _lay_out_pictures(self, figure: go.Figure, cell: int, rows: np.ndarray) -> None:
-        """Titles and axes of (a) to (d); lines between groups, and between layers."""
+        """Titles and axes of (b) to (e); lines between groups, and between layers."""
         case, s = self._case, self.settings
         m = Pattern.parse(s["pattern"]).m
         first, end = s["channels"]
@@ -480,10 +480,10 @@ class Shuffle(Panel):
         words = "kept of" if cell == 1 else "share of the score dropped from"
         now = f"step {s['step']}"
         titles = (
-            "(a) score, as stored",
-            f"(b) score, {now}",
-            f"(c) {words} (a)",
+            "(b) score, as stored",
+            f"(c) score, {now}",
             f"(d) {words} (b)",
+            f"(e) {words} (c)",
         )
         ends = np.cumsum([w.shape[case.axis == "out"] for w in case.weights])
         edges = range(-(-first // m) * m, end, m)
@@ -492,10 +492,11 @@ class Shuffle(Panel):
             lines[" ".join(f"M{e - 0.5},{low}V{high}" for e in edges)] = 1
         shapes = []
         for i, text in enumerate(titles):
-            panel_title(figure, text, row=i // 2 + 1, col=i % 2 + 1)
-            axes = {axis: f"{axis[0]}{i + 1 if i else ''}" for axis in ("xref", "yref")}
+            panel_title(figure, text, row=i // 2 + 2, col=i % 2 + 1)
+            line = INK if cell > 1 and i > 1 else "white"  # white means that nothing is dropped
+            axes = {axis: f"{axis[0]}{i + 2}" for axis in ("xref", "yref")}
             shapes += [
-                {"type": "path", "path": path, **axes, "line": {"color": "white", "width": width}}
+                {"type": "path", "path": path, **axes, "line": {"color": line, "width": width}}
                 for path, width in lines.items()
                 if path
             ]
@@ -513,16 +514,16 @@ class Shuffle(Panel):
                 "tickangle": -90,
             }
         pictures = {"showgrid": False, "range": [high, low]}
-        for row in (1, 2):
+        for row in (2, 3):
             figure.update_xaxes(showgrid=False, range=[first - 0.5, end - 0.5], row=row)
             figure.update_yaxes(**pictures, **names, row=row, col=1)
             figure.update_yaxes(**pictures, showticklabels=False, ticks="", row=row, col=2)
-        figure.update_xaxes(title_text=LABELS["slot"], title_standoff=2, row=2)
+        figure.update_xaxes(title_text=LABELS["slot"], title_standoff=2, row=3)
 
     def _add_groups(
         self, figure: go.Figure, orders: tuple[ChannelOrder, ChannelOrder]
     ) -> list[float]:
-        """Panels (e) and (f); returns the share of groups with N of the channels to be kept."""
+        """Panels (f) and (g); returns the share of groups with N of the channels to be kept."""
         pattern = Pattern.parse(self.settings["pattern"])
         rank = self._case.rank
         size = len(rank)
@@ -547,14 +548,14 @@ class Shuffle(Panel):
                 hoverongaps=False,
                 hovertemplate="group %{x}: channel %{customdata[0]}<br>rank %{customdata[1]} by "
                 "mean score<extra></extra>",
-                row=3,
+                row=4,
                 col=col,
             )
-        panel_title(figure, "(e) ranks of each group's channels, as stored", row=3, col=1)
-        panel_title(figure, f"(f) the same, step {self.settings['step']}", row=3, col=2)
-        figure.update_xaxes(title_text="group (index)", title_standoff=2, showgrid=False, row=3)
+        panel_title(figure, "(f) ranks of each group's channels, as stored", row=4, col=1)
+        panel_title(figure, f"(g) the same, step {self.settings['step']}", row=4, col=2)
+        figure.update_xaxes(title_text="group (index)", title_standoff=2, showgrid=False, row=4)
         figure.update_yaxes(
-            autorange="reversed", showgrid=False, showticklabels=False, ticks="", row=3
+            autorange="reversed", showgrid=False, showticklabels=False, ticks="", row=4
         )
         figure.update_layout(
             coloraxis3={
@@ -562,7 +563,7 @@ class Shuffle(Panel):
                 "cmin": -size,
                 "cmax": -1,
                 "colorbar": {
-                    **{"thickness": 12, "outlinewidth": 0, "x": 1.01, "y": 0.31, "len": 0.14},
+                    **{"thickness": 12, "outlinewidth": 0, "x": 1.01, "y": 0.045, "len": 0.12},
                     **{"tickvals": [-1, -size], "ticktext": ["best", "least"]},
                 },
             }
@@ -570,13 +571,13 @@ class Shuffle(Panel):
         return balanced
 
     def _add_curve(self, figure: go.Figure) -> None:
-        """Panel (g): the share kept, over steps, swaps or seconds."""
+        """Panel (a): the share kept, over steps, swaps or seconds."""
         s = self.settings
         over = s["against"]
         frame = self.to_frame()
         furthest = frame[over].max()
         place = looks(SEARCHES, SEARCH_LOOKS)
-        common = {"showlegend": False, "row": 4, "col": 1}
+        common = {"showlegend": False, "row": 1, "col": 1}
         for name, one in frame.groupby("search", sort=False):
             color = OKABE_ITO[place[name]]
             end = one.iloc[-1]
@@ -613,10 +614,10 @@ class Shuffle(Panel):
             hoverinfo="skip",
             **common,
         )
-        panel_title(figure, "(g) retained score; ring: the step shown", row=4, col=1)
+        panel_title(figure, "(a) retained score; ring: the step shown", row=1, col=1)
         reach = [-0.03 * furthest, (furthest or 1) * 1.22]
-        figure.update_xaxes(title_text=AGAINST[over], range=reach, row=4, col=1)
-        figure.update_yaxes(title_text="retained (%)", row=4, col=1)
+        figure.update_xaxes(title_text=AGAINST[over], range=reach, row=1, col=1)
+        figure.update_yaxes(title_text="retained (%)", row=1, col=1)
 
     def _add_table(self, figure: go.Figure) -> None:
         """The searches' ends, as a table."""
@@ -641,7 +642,7 @@ class Shuffle(Panel):
                 "font": {"color": colors, "size": 12},
             }
             | look,
-            row=4,
+            row=1,
             col=2,
         )
 
@@ -678,7 +679,7 @@ class Shuffle(Panel):
             + "."
         ]
         if (n_groups := -(-total[1] // Pattern.parse(s["pattern"]).m)) > GROUPS:
-            notes.append(f"(e), (f): {GROUPS} of {n_groups:,} groups.")
+            notes.append(f"(f), (g): {GROUPS} of {n_groups:,} groups.")
         return [*notes, *(f"Not run: {reason}" for reason in case.refused.values())]
 
 
