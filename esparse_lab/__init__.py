@@ -19,9 +19,11 @@ _HOME = {
     "architectures": ["find_layer", "prunable_layers"],
     "capture": ["collect_layer_stats", "layer_inputs"],
     "channel_stats": ["LayerStats", "Needs"],
+    "checkpoints": ["PrunedModel", "check_storage", "load_pruned", "save_pruned"],
     "corpora": ["load_corpus", "token_windows"],
     "entropy": ["Histogram", "channel_entropy"],
     "errors": ["EsparseError", "InputError"],
+    "folding": ["fold", "fold_orders"],
     "footprint": ["meta_model", "tensor_table"],
     "gemm.convert": ["SparseLayer", "sparsify"],
     "gemm.linear": ["SparseLinear"],
@@ -54,12 +56,14 @@ _HOME = {
         "search_order",
         "search_steps",
     ],
+    "planner": ["legal_order", "legality_table", "order_plans", "plan_table"],
     "pruning": ["PrunedLayer", "Recipe", "prune_model"],
     "reconstruction": ["Reconstruction"],
     "run_record": ["Run"],
     "streaming": ["prune_checkpoint"],
     "sensitivity": ["hessian_traces", "outlier_shares"],
     "storage": ["Compressed", "compress", "require_nm"],
+    "tasks": ["paired_difference", "task_scores", "zero_shot"],
 }
 """Which module each public name lives in."""
 

@@ -348,6 +348,8 @@ def _model_folder(folder: Path) -> Path:
     if not files & {_WEIGHTS, _WEIGHTS_INDEX}:
         pickles = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth")))
         found = f" {', '.join(pickles)} can run code when read, so it is not used." * bool(pickles)
+        if "esparse.safetensors" in files:
+            found = " Its esparse.safetensors is for esparse_lab.load_pruned and `esparse eval`."
         raise InputError(
             f"{folder} has no {_WEIGHTS} and no {_WEIGHTS_INDEX}.{found} Save the model with "
             "`save_pretrained`, which writes safetensors."

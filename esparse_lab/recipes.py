@@ -8,7 +8,7 @@ from esparse_lab.errors import InputError, unknown
 from esparse_lab.masks import Sparsity, Unstructured, parse_sparsity
 from esparse_lab.methods import METHODS, PruningMethod, make_method
 from esparse_lab.permutation import SEARCHES, BlockShuffle, OrderSearch
-from esparse_lab.pruning import Calibration, Recipe, can_be_ordered
+from esparse_lab.pruning import Calibration, Orders, Recipe, can_be_ordered
 from esparse_lab.reconstruction import Reconstruction
 
 BEST_SEARCH = "gns+lbs"
@@ -58,6 +58,7 @@ def recipe_of(
     allocation: str | None = None,
     target: float | None = None,
     menu: str | None = None,
+    orders: Orders = "mask",
 ) -> Recipe:
     """A recipe from the words of the command line.
 
@@ -72,6 +73,7 @@ def recipe_of(
         allocation: a name in `ALLOCATIONS`; without it every layer gets `pattern`.
         target: share of the weights that an allocation keeps; without it that of `pattern`.
         menu: what an allocation may give to a layer; without it unstructured shares.
+        orders: which channel orders may be searched; see `Recipe`.
 
     Raises:
         InputError: for words that are not known or do not go together.
@@ -100,7 +102,7 @@ def recipe_of(
         if can_be_ordered(sparsity, spread):
             search = BEST_SEARCH if _holds_groups(SEARCHES[BEST_SEARCH], sparsity) else "gns"
     solver = Reconstruction() if reconstruct else None
-    recipe = Recipe(method, sparsity, named_search(search), calibration, solver, spread)
+    recipe = Recipe(method, sparsity, named_search(search), calibration, solver, spread, orders)
     if not _holds_groups(recipe.search, sparsity):
         raise InputError(
             f"The search {search!r} shuffles inside blocks of {recipe.search.block} channels, "

@@ -69,14 +69,14 @@ class Checkpoint:
     files: dict[str, Path]
 
     @classmethod
-    def open(cls, folder: Path) -> "Checkpoint":
-        """The checkpoint that `save_pretrained` wrote to `folder`.
+    def open(cls, folder: Path, weights: str = _WEIGHTS) -> "Checkpoint":
+        """The checkpoint that `save_pretrained` wrote to `folder`, or the one file `weights`.
 
         Raises:
             InputError: if the folder holds none, or not all of it.
             EsparseError: if what it holds cannot be read.
         """
-        index, single = folder / _INDEX, folder / _WEIGHTS
+        index, single = folder / _INDEX, folder / weights
         if not (index.is_file() or single.is_file()):
             raise InputError(
                 f"{folder} has no {_WEIGHTS} and no {_INDEX}. Streaming reads a folder that "
@@ -86,7 +86,7 @@ class Checkpoint:
             if index.is_file():
                 names = json.loads(index.read_text())["weight_map"]
             else:
-                names = dict.fromkeys(_names(single), _WEIGHTS)
+                names = dict.fromkeys(_names(single), weights)
             # Only the file's own name: an index must not lead out of its folder.
             files = {name: folder / Path(file).name for name, file in names.items()}
         except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
@@ -123,6 +123,8 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """One tensor of the model, on the CPU, in the dtype of the file."""
+        if name not in self.files:  # what save_pretrained writes for models with images
+            name = name.replace("model.language_model.", "language_model.model.")
         for mixture, of_expert in _EXPERTS.items():
             stored = name.replace(".mlp.", f".{mixture}.")
             path, _, parameter = stored.rpartition(".")
@@ -214,6 +216,11 @@ def prune_checkpoint(
     """
     if activations not in get_args(Place):
         raise unknown("place of activations", activations, get_args(Place))
+    if recipe.orders != "mask":
+        raise InputError(
+            f"orders={recipe.orders!r} is for models in memory, whose weights can then be folded; "
+            "streaming leaves the channels in their places. Take orders='mask'."
+        )
     device, dtype = device_of(device), dtype_of(dtype)
     check_tokens_given(tokens, recipe)
     if recipe.allocation is not None and recipe.allocation.measures:
@@ -226,7 +233,7 @@ def prune_checkpoint(
     if out.exists():
         raise InputError(f"{out} exists already and is not an empty folder. Choose another.")
     checkpoint = Checkpoint.open(source)
-    model = _skeleton(source, dtype)
+    model = skeleton(source, dtype)
     partial = out.with_name(f"{out.name}.partial")
     with _unfinished_run(partial, source, checkpoint, tokens, recipe, f"{dtype} on {device}"):
         blocks = transformer_blocks(model)
@@ -271,7 +278,7 @@ def prune_checkpoint(
     return records
 
 
-def _skeleton(source: Path, dtype: torch.dtype) -> PreTrainedModel:
+def skeleton(source: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a folder with real buffers and no weights."""
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=True)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from whole_forward import layer_names, matrix
 
 from esparse_lab import BlockShuffle, ChannelOrder, InputError, Pattern, Recipe, Wanda, prune_model
-from esparse_lab.fold import GatheredNorm, fold, fold_orders, gathered_norms
+from esparse_lab.folding import GatheredNorm, fold, fold_orders, gathered_norms
 from esparse_lab.pruning import PrunedLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no calibration token was sent here")
