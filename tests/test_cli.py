@@ -18,6 +18,7 @@ import esparse_lab.reports
 from esparse_lab import ALLOCATIONS, METHODS, SEARCHES
 from esparse_lab.cli import app
 from esparse_lab.pruning import Calibration
+from esparse_lab.gemm.cusparselt import unavailable
 
 PARAMETERS = 'model: str = ""\nout_dir: str = ""\nseed: int = 0\n'
 
@@ -73,7 +74,7 @@ def notebooks(tmp_path):
 def test_help_lists_every_command_and_version_names_the_package():
     result = esparse("--help")
     assert result.exit_code == 0
-    for command in ("fetch", "doctor", "models", "prune", "eval", "report", "lab"):
+    for command in ("fetch", "doctor", "models", "prune", "eval", "gemm", "report", "lab"):
         assert f"\n  {command} " in result.output
         assert esparse(command, "--help").exit_code == 0
     assert esparse("--version").output == f"esparse_lab {metadata.version('esparse_lab')}\n"
@@ -365,7 +366,11 @@ def test_the_doctor_says_what_is_missing(monkeypatch):
     assert result.exit_code == 0, result.output
     for what in ("python", "torch", "memory", "disk", "model smollm2-135m", "corpus wikipedia"):
         assert f"  {what} " in result.stdout
-    wanted = ["torch>=999", "esparse-no-such-package>=1", "other-missing; extra == 'hub'"]
+    reason = unavailable()
+    products = re.search(r"^(..)  sparse products +(.+)$", result.stdout, re.MULTILINE).groups()
+    assert products == (("--", reason) if reason else ("ok", "cuSPARSELt runs"))
+    wanted = ["torch>=999", "esparse-no-such-package>=1"]
+    wanted.append("other-missing; sys_platform == 'linux' and extra == 'hub'")
     monkeypatch.setattr(metadata, "requires", lambda _: wanted)
     result = esparse("doctor")
     assert result.exit_code == 1
@@ -374,6 +379,7 @@ def test_the_doctor_says_what_is_missing(monkeypatch):
     assert marks["other-missing"] == "--"
 
 
+    assert "not installed, for the extra 'hub': pip install 'other-missing'" in result.stdout
 def test_the_lab_listens_on_this_machine_alone_and_keeps_its_token(monkeypatch):
     started = []
     monkeypatch.setattr(os, "execv", lambda *call: started.append(call))

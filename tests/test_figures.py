@@ -123,6 +123,34 @@ def terms(term="third FFN matrix"):
     return pd.DataFrame(rows, columns=["model", "form", "term", "gb"])
 
 
+def timings(name="Q/K/V"):
+    """Two products at 16 tokens and one at 4096, of two dtypes; the first without a default."""
+    rows = [
+        (name, m, k, n, dtype, "2:4", "cusparselt", dense, default, sparse, 0.5 * sparse, "Alg")
+        for dtype, dense in (("float16", 2.0), ("bfloat16", 1.0))
+        for m, k, n, default, sparse in (
+            (16, 64, 32, None, 1.25),
+            (16, 32, 64, 4.0, 1.6),
+            (4096, 64, 32, 3.0, 2.5),
+        )
+    ]
+    columns = "name m k n dtype pattern kernel dense_ms default_ms sparse_ms floor_ms algorithm"
+    frame = pd.DataFrame(rows, columns=columns.split())
+    return frame.assign(dense_floor_ms=0.75, speedup=frame.dense_ms / frame.sparse_ms)
+
+
+def roofs(name="Q/K/V"):
+    """A slope of 10 up to 1000 TFLOP/s for dense and 2000 for sparse."""
+    rows = [
+        (name, 16, 64, 32, "float16", form, intensity, 0.8 * roof, roof)
+        for form, peak in (("dense", 1000.0), ("sparse", 2000.0))
+        for intensity in (10.0, 50.0, 400.0)
+        for roof in [min(peak, 10 * intensity)]
+    ]
+    columns = "name m k n dtype form intensity tflops roof_tflops"
+    return pd.DataFrame(rows, columns=columns.split())
+
+
 def picture(**changes):
     rng = np.random.default_rng(0)
     before = rng.uniform(1, 2, (5, 8))
@@ -148,6 +176,9 @@ FRAMES = {
     F.methods_figure: spread,
     F.footprint_figure: parts,
     F.table6_figure: terms,
+    F.gemm_figure: lambda: timings().drop(columns=["pattern", "kernel", "algorithm", "speedup"]),
+    F.roofline_figure: roofs,
+    F.atlas_figure: lambda: timings().drop(columns=["default_ms", "floor_ms", "dense_floor_ms"]),
 }
 EVERY = [pytest.param(f, id=f.__name__) for f in FRAMES]
 
@@ -428,6 +459,61 @@ def test_terms_are_stacked_to_the_whole():
     assert list(fig.layout.yaxis2.ticktext) == ["dense", "compressed"]
 
 
+def test_times_are_bars_with_a_floor_a_panel_a_number_of_tokens():
+    fig = F.gemm_figure(timings())
+    bars = {(t.name, t.yaxis): t for t in fig.data if t.type == "bar"}
+    assert list(bars["dense", "y"].x) == [2, 2, 1, 1]
+    assert list(bars["searched", "y"].x) == [1.25, 1.6, 1.25, 1.6]
+    assert [t.strip() for t in bars["searched", "y"].text] == [
+        *("1.25 (1.60×)", "1.6 (1.25×)", "1.25 (0.80×)", "1.6 (0.62×)")
+    ]
+    assert [t.strip() for t in bars["default", "y"].text] == ["", "4 (0.50×)", "", "4 (0.25×)"]
+    assert [t.strip() for t in bars["dense", "y2"].text] == ["2", "1"]
+    floor = next(t for t in fig.data if t.name == "floor" and t.yaxis == "y")
+    drawn = {
+        (x, round(float(y), 6))
+        for x, y in zip(floor.x, floor.y, strict=True)
+        if x is not None and not np.isnan(x)
+    }
+    for bar in ("dense", "searched"):
+        for place, y in enumerate(bars[bar, "y"].y):
+            wanted = 0.75 if bar == "dense" else [0.625, 0.8][place % 2]
+            assert {(wanted, round(float(y) + end, 6)) for end in (-0.125, 0.125)} <= drawn
+    assert [a.text.strip() for a in fig.layout.annotations].count("no default") == 2
+    assert fig.layout.yaxis.ticktext[0] == "Q/K/V<br>64 → 32, float16"
+    titles = [a.text for a in fig.layout.annotations if "tokens" in a.text]
+    assert titles == ["16 tokens", "4,096 tokens"]
+
+
+def test_a_roof_is_drawn_no_further_than_its_products_reach():
+    fig = F.roofline_figure(roofs())
+    roof = {t.name: t for t in fig.data if t.mode == "lines"}
+    assert list(roof["dense roof"].x) == [10, 100, 400]
+    assert list(roof["dense roof"].y) == [100, 1000, 1000]
+    assert list(roof["sparse roof"].x) == [10, 200, 400]
+    assert list(roof["sparse roof"].y) == [100, 2000, 2000]
+    few = F.roofline_figure(roofs().query("intensity < 100 and form == 'dense'"))
+    line = next(t for t in few.data if t.mode == "lines")
+    assert list(zip(line.x, line.y, strict=True)) == [(10, 100), (50, 500)]
+    marks = next(t for t in fig.data if t.name == "sparse")
+    assert list(marks.y) == [80, 400, 1600]
+
+
+def test_the_atlas_parts_what_pays_from_what_does_not():
+    frame = timings().query("dtype == 'float16'")
+    fig = F.atlas_figure(pd.concat([frame, frame[:1].assign(speedup=0.5)]))
+    cells, line = fig.data
+    # Rows are shapes and columns tokens; of one cell's rows the fastest counts.
+    assert np.array_equal(cells.z, [[1.6, 0.8], [1.25, np.nan]], equal_nan=True)
+    assert list(fig.layout.xaxis.ticktext) == ["16", "4,096"]
+    assert list(fig.layout.yaxis.ticktext) == ["Q/K/V<br>64 → 32", "Q/K/V<br>32 → 64"]
+    # One edge: between the columns of the first row. Beside an empty cell nothing is known.
+    assert list(zip(line.x, line.y, strict=True)) == [(0.5, -0.5), (0.5, 0.5), (None, None)]
+    down = F.atlas_figure(frame[:2].assign(speedup=[2.0, 0.5])).data[1]
+    assert list(zip(down.x, down.y, strict=True)) == [(-0.5, 0.5), (0.5, 0.5), (None, None)]
+    assert len(F.atlas_figure(frame[:2]).data) == 1  # everything pays: no line
+
+
 # --- what all share ---------------------------------------------------------------------------
 
 
@@ -513,6 +599,7 @@ def test_no_rows_and_no_frame_are_refused(figure):
 def test_user_text_cannot_inject_tags_or_latex(figure):
     frame = FRAMES[figure]()
     names = ["layer", "bin_range", "role", "search", "method", "pattern"]
+    names += ["name", "dtype", "kernel", "algorithm"]
     for column in [*names, "model", "part", "term", "form"]:
         if column in frame:
             frame[column] = BAD

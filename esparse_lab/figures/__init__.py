@@ -11,7 +11,7 @@ from esparse_lab.figures.channels import (
     entropy_norm_figure,
     rank_change_figure,
 )
-from esparse_lab.figures.gemm import gemm_bars, roofline_figure, speed_atlas
+from esparse_lab.figures.gemm import atlas_figure, gemm_figure, roofline_figure
 from esparse_lab.figures.memory import footprint_figure, table6_figure
 from esparse_lab.figures.permutation import retained_figure, score_picture, search_trace_figure
 from esparse_lab.figures.perplexity import methods_figure, perplexity_figure
@@ -23,11 +23,12 @@ __all__ = [
     "OKABE_ITO",
     "MatrixPanel",
     "activation_histogram_figure",
+    "atlas_figure",
     "binning_figure",
     "channel_figure",
     "entropy_norm_figure",
     "footprint_figure",
-    "gemm_bars",
+    "gemm_figure",
     "matrix_picture",
     "methods_figure",
     "perplexity_figure",
@@ -36,6 +37,5 @@ __all__ = [
     "roofline_figure",
     "score_picture",
     "search_trace_figure",
-    "speed_atlas",
     "table6_figure",
 ]

@@ -29,7 +29,7 @@ _BARS = (
 _BAR, _GROUP, _BETWEEN = 17, 14, 74  # pixels: a bar, between groups, between panels
 
 
-def gemm_bars(timings: pd.DataFrame, *, title: str = "", caption: str = "") -> go.Figure:
+def gemm_figure(timings: pd.DataFrame, *, title: str = "", caption: str = "") -> go.Figure:
     """Times of each product: dense, sparse by the library's default, and sparse after the search.
 
     A black mark is the least time that the card allows. A panel a number of tokens, whose times
@@ -45,8 +45,8 @@ def gemm_bars(timings: pd.DataFrame, *, title: str = "", caption: str = "") -> g
         InputError: columns or rows missing.
     """
     times = [column for _, column, _ in _BARS]
-    checked(timings, ("name", "m", "k", "n", "dtype", *times, "floor_ms"), "gemm_bars")
-    checked(timings, ("dense_floor_ms",), "gemm_bars")
+    checked(timings, ("name", "m", "k", "n", "dtype", *times, "floor_ms"), "gemm_figure")
+    checked(timings, ("dense_floor_ms",), "gemm_figure")
     panels = {m: part for m, part in timings.groupby("m", sort=False)}
     sizes = [len(part) * (3 * _BAR + _GROUP) for part in panels.values()]
     height = sum(sizes) + _BETWEEN * (len(sizes) - 1)
@@ -201,7 +201,7 @@ def roofline_figure(points: pd.DataFrame, *, title: str = "", caption: str = "")
     return finish(figure, title=title, caption=caption, plot_height=height, panel_titles=True)
 
 
-def speed_atlas(timings: pd.DataFrame, *, title: str = "", caption: str = "") -> go.Figure:
+def atlas_figure(timings: pd.DataFrame, *, title: str = "", caption: str = "") -> go.Figure:
     """How many times as fast as dense the sparse product is, by tokens and shape.
 
     The thick line parts the cells where the sparse product is faster from those where it is not.
@@ -218,7 +218,7 @@ def speed_atlas(timings: pd.DataFrame, *, title: str = "", caption: str = "") ->
     """
     keys = ["dtype", "kernel", "pattern"]
     needed = ("name", "m", "k", "n", *keys, "algorithm", "dense_ms", "sparse_ms", "speedup")
-    checked(timings, needed, "speed_atlas")
+    checked(timings, needed, "atlas_figure")
     panels = list(timings.groupby(keys, sort=False))
     shapes = [in_order(zip(part["k"], part["n"], strict=True)) for _, part in panels]
     sizes = [34 * len(rows) for rows in shapes]

@@ -220,7 +220,7 @@ def summary(table: pd.DataFrame) -> str:
         f"{one.name}: {one.algorithm}, {one.kernel_name or 'no kernel seen'}"
         for one in table.itertuples()
     ]
-    heading = f"{first.kernel}, {first.pattern}, {first.dtype}, {first.device}"
+    heading = f"{first['kernel']}, {first['pattern']}, {first['dtype']}, {first['device']}"
     return "\n".join([heading, times.to_string(index=False), "", *ran])
 
 
