@@ -224,6 +224,20 @@ def prune(
             "'3:8, 4:8, 5:8' or 'dense, 2:4'."
         ),
     ] = None,
+    orders: Annotated[
+        str,
+        typer.Option(
+            help="Which channel orders: any, the weights staying in place (mask); those the "
+            "weights can be stored in, with a gather after norms (legal); without gathers (free)."
+        ),
+    ] = "mask",
+    compress: Annotated[
+        bool,
+        typer.Option(
+            "--compress/--no-compress",
+            help="Store N:M layers as kept values and a bit a weight; load_pruned reads them.",
+        ),
+    ] = False,
     corpus: Corpus = "wikipedia",
     sequences: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 8,
     length: Annotated[int, typer.Option(min=2, help="Tokens of each.")] = 512,
@@ -257,17 +271,19 @@ def prune(
       esparse prune smollm2-135m --method mask_descent --reconstruct --out m
       esparse prune smollm2-135m --allocation hessian --menu '3:8, 4:8, 5:8' --out mixed
       esparse prune path/to/llama-70b --stream --activations cpu --dtype float16 --out big
+      esparse prune smollm2-135m --orders free --out f         then: esparse check f
     """  # noqa: D301
-    from esparse_lab.atomic import building_folder, write_atomically
+    from esparse_lab.atomic import building_folder
+    from esparse_lab.checkpoints import describe, refuse_full_folder, write_pruned
     from esparse_lab.corpora import load_corpus, token_windows, tokens_sha256
+    from esparse_lab.folding import fold
     from esparse_lab.models import load_model, stored_model
     from esparse_lab.pruning import prune_model
     from esparse_lab.recipes import method_of, recipe_of
     from esparse_lab.reports.parameters import parse_assignments
-    from esparse_lab.run_record import git_state, versions
     from esparse_lab.streaming import prune_checkpoint
 
-    _check_new_folder(out)
+    refuse_full_folder(out)
     given = [*(setting or []), *([] if alpha is None else [f"alpha={alpha}"])]
     recipe = recipe_of(
         method_of(method, parse_assignments(given, "--set")),
@@ -278,9 +294,12 @@ def prune(
         allocation=allocation,
         target=target,
         menu=menu,
+        orders=orders,
     )
     if activations is not None and not stream:
         raise InputError("--activations belongs to --stream: add that, or leave it out.")
+    if compress and stream:
+        raise InputError("--stream writes plain weights: leave --compress out.")
     if stream:
         source = stored_model(model, revision=revision)
     else:
@@ -291,28 +310,16 @@ def prune(
     )
     started = time.perf_counter()
 
-    def describe(folder: Path, records: list[dict]) -> None:
-        facts = {
+    def facts() -> dict:
+        return {
             "model": {"name": source.name, "revision": source.revision, "dtype": dtype},
-            "recipe": {
-                "method": repr(recipe.method),
-                "pattern": str(recipe.pattern),
-                "search": repr(recipe.search),
-                "calibration": recipe.calibration,
-                "reconstruct": repr(recipe.reconstruct),
-                "allocation": repr(recipe.allocation),
-            },
             "calibration": {
                 "corpus": {"name": text.name, "split": text.split, "sha256": text.sha256},
                 "tokens": {"shape": list(tokens.shape), "sha256": tokens_sha256(tokens)},
                 "seed": seed,
             },
-            "layers": records,
             "seconds": time.perf_counter() - started,
-            "versions": versions(),
-            "git": git_state(),
         }
-        write_atomically(folder / "recipe.json", json.dumps(facts, indent=2) + "\n")
 
     if stream:
         records = prune_checkpoint(
@@ -323,16 +330,18 @@ def prune(
             device=device,
             dtype=dtype,
             activations=activations or "device",
-            describe=describe,
+            describe=lambda folder, records: describe(folder, recipe, records, facts()),
         )
     else:
         with building_folder(out) as folder:  # first, so that a bad place is found at once
-            records = [layer.record() for layer in prune_model(source.model, tokens, recipe)]
-            source.model.save_pretrained(folder, safe_serialization=True)
-            source.tokenizer.save_pretrained(folder)
-            describe(folder, records)
+            layers = prune_model(source.model, tokens, recipe)
+            if orders != "mask":
+                layers = fold(source.model, layers)
+            records = [layer.record() for layer in layers]
+            about = {"tokenizer": source.tokenizer, "facts": facts(), "compressed": compress}
+            write_pruned(folder, source.model, recipe, layers, **about)
             # Another program may have filled the place while this one pruned.
-            _check_new_folder(out)
+            refuse_full_folder(out)
     seconds = time.perf_counter() - started
     retained = sum(record["retained_share"] for record in records) / len(records)
     kept, weights = (sum(record[key] for record in records) for key in ("kept", "weights"))
@@ -344,8 +353,46 @@ def prune(
     typer.echo(f"saved in {out}; measure it with: esparse eval {out}")
 
 
+@app.command()
+def check(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="A folder of safetensors with a config.json, any."),
+    ],
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="N:M that every prunable layer must be. Left out: what the folder's recipe.json "
+            "says of each, or 2:4 without one."
+        ),
+    ] = None,
+) -> None:
+    """Say whether stored weights are N:M as they lie in memory, tensor by tensor.
+
+    Exit code 0 if all are, 1 if one is not: its first group that holds too many is named.
+    """
+    from esparse_lab.checkpoints import check_storage
+    from esparse_lab.masks import Pattern
+
+    layers = check_storage(folder, None if pattern is None else Pattern.parse(pattern))
+    wrong = [layer for layer in layers if layer.violation]
+    patterns = ", ".join(sorted({str(layer.pattern) for layer in layers}))
+    typer.echo(f"{len(layers) - len(wrong)} of {len(layers)} layers are {patterns} in memory")
+    if wrong:
+        first = wrong[0]
+        row, group, count = first.violation
+        typer.echo(
+            f"esparse: {first.name} is not {first.pattern}: row {row}, group {group} (channels "
+            f"{group * first.pattern.m} and on) holds {count} nonzero weights. Prune with --orders "
+            "legal or free, which store weights in the order of their masks",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
 @app.command(name="eval")
 def evaluate(
+    ctx: typer.Context,
     model: Model,
     corpus: Corpus = "wikipedia",
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
@@ -353,21 +400,68 @@ def evaluate(
     windows: Annotated[
         int | None, typer.Option(min=1, help="Use the first N windows; all when left out.")
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Zero-shot accuracy instead of perplexity, on these tasks, comma-separated: any "
+            "of lm-evaluation-harness; with --tasks-data "
+            f"{_names('tasks/questions.py', 'TASKS')}, all of them when left out.",
+        ),
+    ] = None,
+    tasks_data: Annotated[
+        Path | None,
+        typer.Option(help="A folder with a file TASK*.jsonl for each task: no network is needed."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use the first N questions of each task.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Ask this model the same questions too, and show the paired differences.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     revision: Revision = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
 ) -> None:
-    """Measure the perplexity of a model, dense or pruned.
+    """Measure the perplexity or the zero-shot accuracy of a model, dense or pruned.
 
-    The convention is Wanda's: windows that do not see each other, the exponential of their mean
-    negative log likelihood.
-    """
+    Perplexity is Wanda's: windows that do not see each other, the exponential of their mean
+    negative log likelihood. Accuracy is lm-evaluation-harness's.
+
+    \b
+    Examples:
+      esparse eval pruned/wanda
+      esparse eval pruned/wanda --tasks piqa,arc_easy --limit 200
+      esparse eval pruned/wanda --tasks-data path/to/files --against smollm2-135m
+    """  # noqa: D301
+    about_text = {"corpus", "split", "length", "windows"}
+    given = {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
+    if tasks is None and tasks_data is None and given & {"limit", "against"}:
+        raise InputError("--limit and --against belong to --tasks: add that, or leave them out.")
+    if (tasks is not None or tasks_data is not None) and given & about_text:
+        raise InputError(
+            f"--{min(given & about_text)} belongs to perplexity: leave it out, or --tasks."
+        )
     from esparse_lab.corpora import load_corpus, token_windows, tokens_sha256
     from esparse_lab.likelihood import perplexity
-    from esparse_lab.models import load_model
 
-    loaded = load_model(model, revision=revision, dtype=dtype, device=device)
+    if tasks is not None or tasks_data is not None:
+        from esparse_lab.tasks import TASKS, read_task
+
+        names = list(TASKS) if tasks is None else [name.strip() for name in tasks.split(",")]
+        if tasks_data is not None:
+            for name in names:  # a model may take minutes to load: look at the files first
+                read_task(name, tasks_data)
+        models = [(model, revision)] if against is None else [(model, revision), (against, None)]
+        loaded = [_load(name, branch, dtype, device) for name, branch in models]
+        _evaluate_tasks(loaded, names, tasks_data, limit, as_json)
+        return
+    loaded = _load(model, revision, dtype, device)
     text = load_corpus(corpus, split)
     tokens = token_windows(loaded.tokenizer, text, split=split, length=length, count=windows)
     started = time.perf_counter()
@@ -395,6 +489,46 @@ def evaluate(
             f"perplexity {result.value:.3f} on {text.name} {text.split}, "
             f"{len(tokens)} windows of {length} tokens ({seconds:.1f} s)"
         )
+
+
+def _load(model: str, revision: str | None, dtype: str, device: str):
+    from esparse_lab.checkpoints import is_packed, load_pruned
+    from esparse_lab.models import load_model
+
+    if is_packed(model):
+        return load_pruned(model, dtype=dtype, device=device)
+    return load_model(model, revision=revision, dtype=dtype, device=device)
+
+
+def _evaluate_tasks(
+    models: list, tasks: list[str], data: Path | None, limit: int | None, as_json: bool
+) -> None:
+    from esparse_lab.tasks import paired_difference, task_scores
+
+    started = time.perf_counter()
+    found = [task_scores(m.model, m.tokenizer, tasks, limit=limit, data=data) for m in models]
+    tables = {"tasks": found[0].table}
+    if len(found) > 1:
+        tables["paired"] = paired_difference(*(each.items for each in found))
+    asked = [{"model": each.name, "revision": each.revision} for each in models]
+    if as_json:
+        facts = {
+            **{name: json.loads(table.to_json(orient="records")) for name, table in tables.items()},
+            **asked[0],
+            "against": asked[1] if len(asked) > 1 else None,
+            "dtype": str(models[0].model.dtype).removeprefix("torch."),
+            "device": str(models[0].model.device),
+            "limit": limit,
+            "source": found[0].source,
+            "seconds": time.perf_counter() - started,
+        }
+        typer.echo(json.dumps(facts))
+        return
+    shares = dict.fromkeys(("value", "stderr", "difference", "low", "high"), "{:.4f}".format)
+    for table in tables.values():
+        typer.echo(table.to_string(index=False, formatters=shares, na_rep=""))
+    if len(models) > 1:
+        typer.echo(f"paired: {models[0].name} - {models[1].name}, 95% intervals")
 
 
 @app.command()
@@ -498,6 +632,10 @@ def report(
             help="A notebook parameter; may be repeated. Lists are comma-separated.",
         ),
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name this run, to keep it beside other runs of the model."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The folder of all reports.")] = Path("reports"),
     notebooks: Annotated[
         Path | None, typer.Option(help="Where the notebooks are; those of the checkout.")
@@ -509,18 +647,19 @@ def report(
     Examples:
       esparse report
       esparse report path/to/model --profile full
-      esparse report -p seed=1 -p alpha=0.5
+      esparse report -p seed=1 -p alpha=0.5 --name alpha-0.5
     """  # noqa: D301
-    from esparse_lab.reports import plan_report, render_report
+    from esparse_lab.reports import plan_report, render_report, report_slug
     from esparse_lab.reports.parameters import parse_assignments
 
+    report_slug(model, name)  # refuses a bad name before the model is looked at
     given = parse_assignments(parameter or [])
     _, values = plan_report(model, profile=profile, parameters=given, notebooks_dir=notebooks)
     from esparse_lab.reports.checks import check_parameters  # takes seconds: torch
 
     check_parameters(model, values)
     outcome = render_report(
-        model, profile=profile, parameters=given, out=out, notebooks_dir=notebooks
+        model, profile=profile, parameters=given, out=out, notebooks_dir=notebooks, name=name
     )
     typer.echo(f"{outcome.folder} in {outcome.seconds:.0f} s; open {outcome.index}")
     if outcome.failed:
@@ -533,9 +672,51 @@ def report(
         raise typer.Exit(1)
 
 
+@app.command()
+def audit(
+    tables: Annotated[
+        Path | None, typer.Option(help="A folder of printed tables; the paper's when left out.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Save findings, claims and a run record in this folder.")
+    ] = None,
+) -> None:
+    """Recompute the paper's tables and claims from its own printed cells.
+
+    Prints every finding with its arithmetic. In brackets is what follows from it: rounding (cut
+    digits explain it), print (no claim falls with it), substance (a claim falls, or a number does
+    not stand for what it seems to); for what the paper leaves unsaid, whether it is measured here.
+
+    \b
+    Examples:
+      esparse audit
+      esparse audit --out reports/audit
+    """  # noqa: D301
+    from esparse_lab.audit import as_text, claims_of
+    from esparse_lab.audit import audit as audit_tables
+    from esparse_lab.run_record import Run
+    from esparse_lab.tables import PAPER_TABLES
+
+    folder = tables or PAPER_TABLES
+    run = Run("audit", out) if out else None
+    findings, claims = audit_tables(folder), claims_of(folder)
+    typer.echo(as_text(findings))
+    held = int((claims.holds_printed & claims.holds_recomputed).groupby(claims.claim).any().sum())
+    substance = int((findings.matter == "substance").sum())
+    typer.echo(
+        f"{len(findings)} findings, {substance} of substance; {held} of {claims.claim.nunique()} "
+        "claims of the text hold"
+    )
+    if run:
+        run.save_table("findings", findings)
+        run.save_table("claims", claims)
+        run.finish(headline={"findings": len(findings), "of substance": substance})
+        typer.echo(f"saved in {out}")
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def lab(ctx: typer.Context) -> None:
-    """Open JupyterLab on the notebooks.
+    """Open JupyterLab at the index of the notebooks.
 
     Only this machine can reach it. Further options go to JupyterLab:
     `esparse lab --no-browser --port 8899`.
@@ -551,18 +732,13 @@ def lab(ctx: typer.Context) -> None:
     command = [
         *(sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1"),
         f"--ServerApp.root_dir={NOTEBOOKS.parent}",
-        f"--LabApp.default_url=/lab/tree/{NOTEBOOKS.name}",
+        f"--LabApp.default_url=/lab/tree/{NOTEBOOKS.name}/index.ipynb",
         # In a container root is often the only user; the token guards the server all the same.
         *(["--allow-root"] if os.geteuid() == 0 else []),
         *ctx.args,
     ]
     sys.stdout.flush()
     os.execv(sys.executable, command)
-
-
-def _check_new_folder(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists already and is not an empty folder. Choose another --out.")
 
 
 def main() -> None:
