@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import get_args
 
 import nbformat
@@ -122,6 +123,7 @@ def test_help_loads_no_torch():
         (["eval", "smolm2-135m"], "Did you mean 'smollm2-135m'?"),
         (["report", "--profile", "ful"], "Did you mean 'full'?"),
         (["report", "-p", "seed"], "expected name=value"),
+        (["report", "--name", "A b"], "use up to 41 lower-case letters"),
     ],
 )
 def test_bad_usage_says_what_is_wrong_and_exits_with_2(tmp_path, monkeypatch, arguments, says):
@@ -387,6 +389,9 @@ def test_the_lab_listens_on_this_machine_alone_and_keeps_its_token(monkeypatch):
     ((program, command),) = started
     assert program == sys.executable
     assert "--ServerApp.ip=127.0.0.1" in command
+    options = dict(part.partition("=")[::2] for part in command)
+    root, first = options["--ServerApp.root_dir"], options["--LabApp.default_url"]
+    assert (Path(root) / first.removeprefix("/lab/tree/")).is_file()
     assert command[-3:] == ["--no-browser", "--port", "8899"]
     assert not [part for part in command if "token" in part or "password" in part]
 

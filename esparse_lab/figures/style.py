@@ -251,7 +251,9 @@ def finish(
     names = [one.name for one in named if one.name and one.showlegend]
     figure.update_layout(showlegend=bool(names))
 
-    top = _EDGE + _TITLE_LINE * len(heading)
+    title_height = _TITLE_LINE * len(heading)
+    caption_height = (_CAPTION_LINE * len(below) + 10) if below else 0
+    top = _EDGE + title_height
     lowest = _PANEL_TITLE * panel_titles  # pixels between the plot and the legend
     rows = 0
     if names:
@@ -263,7 +265,7 @@ def finish(
             else math.ceil(len(names) / max(int(_NARROW / max(widths)), 1))
         )
     top += lowest + _LEGEND_LINE * rows + 40 * menu + 8
-    bottom = _X_AXIS + _CAPTION_LINE * len(below) + (10 if below else 0)
+    bottom = _X_AXIS + caption_height
 
     above = 1 + (lowest + 4) / plot_height
     figure.update_layout(
@@ -283,6 +285,8 @@ def finish(
             "pad": {"t": _EDGE + _TITLE_LINE // 2 * max(len(heading) - 1, 0)},
         },
         legend={"x": 0, "xanchor": "left", "y": above, "yanchor": "bottom"},
+        # A report writes both as text of its page, which fits any width, and takes their room away.
+        meta={"title_height": title_height, "caption_height": caption_height},
     )
     for drop_down in figure.layout.updatemenus:
         drop_down.update(

@@ -5,6 +5,7 @@ once. A content security policy in the page forbids every outside request, whate
 HTML asks for.
 """
 
+import html
 import json
 import re
 from collections.abc import Mapping
@@ -12,12 +13,42 @@ from functools import cache
 from pathlib import Path
 
 import nbformat
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from esparse_lab.reports.rendering import anchored, environment, markdown
 
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PAPERMILL_BANNER = "papermill-error-cell-tag"
+NOTICED = "What the numbers say"
+"""The heading over a notebook's computed sentences, which the report repeats at its top."""
+
+
+def outline(executed: Path) -> dict[str, object]:
+    """What a report says of an executed notebook beside its page.
+
+    Returns:
+        `title` (the first heading, else the file's name), `question` and `noticed` (markdown; ""
+        where the notebook has none) and `sections` (`id` and `title` of each on its page).
+    """
+    cells = without_banners(nbformat.read(executed, as_version=4).cells)
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    title = next(iter(_found(r"^#\s+(.+)$", texts)), executed.name.partition(".")[0])
+    sections: list[dict] = []
+    noticed: list[str] = []
+    taken: set[str] = set()
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            sections += anchored(_text(cell), taken)[1]
+        elif sections and sections[-1]["title"] == NOTICED:
+            data = [output.get("data", {}) for output in cell.get("outputs", [])]
+            noticed += [each["text/markdown"] for each in data if "text/markdown" in each]
+    return {
+        "title": re.sub(r"[*`]", "", title).strip(),
+        "question": next(iter(_found(r"\*\*Question\.\*\* (.+)", texts)), ""),
+        "noticed": "\n\n".join(noticed),
+        "sections": sections,
+    }
 
 
 def notebook_page(executed: Path, context: Mapping[str, object]) -> str:
@@ -27,8 +58,9 @@ def notebook_page(executed: Path, context: Mapping[str, object]) -> str:
 
     Args:
         executed: the notebook with its outputs.
-        context: what `templates/notebook.html` shows around the cells: `model`, `nav`, `facts`,
-            `parameters`, `error` and `error_cell` (index of the failed cell), `details`.
+        context: what `templates/notebook.html` shows around the cells: `name`, `title`, `model`,
+            `nav`, `facts`, `parameters`, `error` and `error_cell` (index of the failed cell),
+            `details`.
 
     Returns:
         HTML text of a whole page.
@@ -36,11 +68,15 @@ def notebook_page(executed: Path, context: Mapping[str, object]) -> str:
     notebook = nbformat.read(executed, as_version=4)
     figures: list[str] = []
     cells = []
+    sections: list[dict] = []
+    taken: set[str] = set()
     # The index counts the cells before papermill added its own banners, so they go first.
     for index, cell in enumerate(without_banners(notebook.cells)):
         failed = context["error_cell"] == index
         if cell.cell_type == "markdown":
-            cells.append({"kind": "text", "html": _markdown(cell), "failed": failed})
+            text, found = anchored(_text(cell), taken)
+            sections += found
+            cells.append({"kind": "text", "html": text, "failed": failed})
         elif cell.cell_type == "code" and cell.source.strip():
             cells.append(
                 {
@@ -57,8 +93,8 @@ def notebook_page(executed: Path, context: Mapping[str, object]) -> str:
         .get_template("notebook.html")
         .render(
             **context,
-            title=notebook_title(notebook, executed.name.partition(".")[0]),
             cells=cells,
+            sections=sections,
             figures=[Markup(figure) for figure in figures],
             plotly_js=Markup(_plotly_js()) if figures else None,
             highlight_css=Markup(_highlight_css()),
@@ -66,30 +102,17 @@ def notebook_page(executed: Path, context: Mapping[str, object]) -> str:
     )
 
 
-def notebook_title(notebook, otherwise: str) -> str:
-    """The first heading of the notebook's text, or `otherwise`."""
-    for cell in without_banners(notebook.cells):
-        heading = re.search(r"^#\s+(.+)$", cell.source, re.MULTILINE)
-        if cell.cell_type == "markdown" and heading:
-            return re.sub(r"[*`]", "", heading[1]).strip()
-    return otherwise
-
-
 def without_banners(cells: list) -> list:
     """The cells without those in which papermill announces an error; the page has its own."""
     return [cell for cell in cells if PAPERMILL_BANNER not in cell.metadata.get("tags", [])]
 
 
-@cache
-def environment() -> Environment:
-    """The templates, every value escaped unless it is marked as HTML."""
-    return Environment(
-        loader=PackageLoader("esparse_lab.reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def _found(expression: str, texts: list[str]) -> list[str]:
+    return [hit for text in texts for hit in re.findall(expression, text, re.MULTILINE)]
+
+
+def _text(cell) -> Markup:
+    return markdown(cell.source, escape=False, attachments=cell.get("attachments", {}))
 
 
 def _merged(outputs: list) -> list:
@@ -115,12 +138,12 @@ def _output(output, figures: list[str]) -> dict[str, object]:
     data = output.data
     if PLOTLY in data:
         figures.append(_figure_json(data[PLOTLY]))
-        height = data[PLOTLY].get("layout", {}).get("height", 450)
-        return {"kind": "figure", "index": len(figures) - 1, "height": height}
+        layout = data[PLOTLY].get("layout", {})
+        return {"kind": "figure", "index": len(figures) - 1, **_words(layout)}
     if "text/html" in data:
-        return {"kind": "html", "html": Markup(data["text/html"])}
+        return {"kind": "html", "html": _breakable(data["text/html"])}
     if "text/markdown" in data:
-        return {"kind": "html", "html": _markdown_text(data["text/markdown"])}
+        return {"kind": "text", "html": markdown(data["text/markdown"], escape=True)}
     if "image/svg+xml" in data:
         return {"kind": "html", "html": Markup(data["image/svg+xml"])}
     for mime in ("image/png", "image/jpeg"):
@@ -129,6 +152,28 @@ def _output(output, figures: list[str]) -> dict[str, object]:
     if WIDGET in data:
         return {"kind": "widget"}
     return {"kind": "stdout", "html": _ansi(data.get("text/plain", ""))}
+
+
+def _breakable(text: str) -> Markup:
+    """HTML whose table headings may break after each "_", so that wide tables fit."""
+    found = re.compile(r"(<th\b[^>]*>)([^<]+)")
+    return Markup(found.sub(lambda th: th[1] + th[2].replace("_", "_<wbr>"), text))
+
+
+def _words(layout: dict) -> dict[str, object]:
+    """Title and caption, which the page shows as text, and the height of what remains.
+
+    `figures.style.finish` says how much room they take; other figures keep what they have.
+    """
+    room = layout.get("meta") or {}
+    height = layout.get("height", 450)
+    if "caption_height" not in room:
+        return {"title": "", "caption": "", "height": height}
+    named = {each.get("name"): each for each in layout.get("annotations", [])}
+    texts = (layout.get("title", {}), named.get("caption", {}))
+    title, caption = (html.unescape(t.get("text", "").replace("<br>", " ")) for t in texts)
+    height -= room["title_height"] + room["caption_height"]
+    return {"title": title, "caption": caption, "height": height}
 
 
 def _figure_json(figure: dict) -> str:
@@ -150,19 +195,6 @@ def _ansi(text: str) -> Markup:
     from nbconvert.filters import ansi2html
 
     return Markup(ansi2html(text))
-
-
-def _markdown(cell) -> Markup:
-    return _markdown_text(cell.source, cell.get("attachments", {}))
-
-
-def _markdown_text(text: str, attachments: dict | None = None) -> Markup:
-    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-
-    renderer = IPythonRenderer(
-        escape=False, attachments=attachments or {}, exclude_anchor_links=True
-    )
-    return Markup(MarkdownWithMath(renderer=renderer).render(text))
 
 
 def _highlighted(source: str) -> Markup:

@@ -1,4 +1,4 @@
-"""`reports/index.html`: every report found, with its headline numbers and its pages."""
+"""`reports/index.html`: every report and every recipe that they measured, side by side."""
 
 import json
 from datetime import datetime
@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from esparse_lab.atomic import write_atomically
-from esparse_lab.reports.html import environment
+from esparse_lab.reports.rendering import environment
 
 RESERVED = {"reference"}
 """Folders beside the reports that are none."""
@@ -30,35 +30,11 @@ def write_index(out: Path) -> Path:
     reports.sort(key=lambda row: row.get("started", ""), reverse=True)
     # dict, not set: columns keep the order in which the reports name them.
     columns = list(dict.fromkeys(label for row in reports for label in row.get("headline", {})))
+    recipes = [(row, recipe) for row in reports for recipe in row.get("recipes", [])]
     index = out / "index.html"
     template = environment().get_template("index.html")
-    write_atomically(index, template.render(reports=reports, columns=columns))
+    write_atomically(index, template.render(reports=reports, columns=columns, recipes=recipes))
     return index
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a reader says them.
-
-    >>> duration(48.2), duration(187), duration(7260)
-    ('48 s', '3 min 7 s', '2 h 1 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def number(value: object) -> str:
-    """A headline value in five significant digits; whole numbers with thousands separated.
-
-    >>> number(22.0604), number(5660.4), number(559123), number("2:4")
-    ('22.06', '5,660.4', '559,123', '2:4')
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}"
 
 
 def _row(path: Path) -> dict[str, object]:
@@ -66,42 +42,34 @@ def _row(path: Path) -> dict[str, object]:
     folder = path.parent.name
     try:
         run = json.loads(path.read_text())
-        notebooks = run["notebooks"]
+        notebooks = [
+            {
+                "href": quote(f"{folder}/{each['page']}"),
+                "name": str(each["name"]),
+                "title": str(each["title"]),
+                "error": each["error"] and str(each["error"]),
+                "error_href": quote(f"{folder}/{each['page']}") + f"#{each.get('error_at')}",
+            }
+            for each in run["notebooks"]
+        ]
         started = datetime.fromisoformat(run["started"])
         return {
             "unreadable": None,
-            "folder": folder,
             "model": str(run["model"]),
+            "name": run.get("name") and str(run["name"]),
+            "href": quote(f"{folder}/{run['page']}") if "page" in run else notebooks[0]["href"],
             "profile": str(run["profile"]),
+            "given": {str(name): str(text) for name, text in run.get("given", {}).items()},
             "started": started.isoformat(),
             "date": f"{started:%Y-%m-%d %H:%M}",
-            "device": str(run["device"] or "unknown"),
             "seconds": float(run["seconds"]),
-            "duration": duration(run["seconds"]),
-            "headline": {
-                str(label): {"text": number(value), "value": value}
-                for label, value in run["headline"].items()
-            },
-            "failed": [str(each["name"]) for each in notebooks if each["status"] != "done"],
-            "href": quote(f"{folder}/{notebooks[0]['page']}"),
-            "pages": [
-                {
-                    "href": quote(f"{folder}/{each['page']}"),
-                    "title": str(each["title"]),
-                    "name": str(each["name"]),
-                    "error": each["error"] and str(each["error"]),
-                }
-                for each in notebooks
+            "headline": {str(label): value for label, value in run["headline"].items()},
+            "recipes": [
+                recipe | {"href": quote(f"{folder}/{recipe['notebook']}.html")}
+                for recipe in run.get("recipes", [])
             ],
-            "tables": [
-                {
-                    "name": str(name),
-                    "csv": quote(f"{folder}/tables/{name}.csv"),
-                    "parquet": quote(f"{folder}/tables/{name}.parquet"),
-                }
-                for name in run["tables"]
-            ],
-            "record": quote(f"{folder}/run.json"),
+            "notebooks": notebooks,
+            "failed": [each for each in notebooks if each["error"]],
         }
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"

@@ -1,10 +1,12 @@
 """The notebooks of the checkout and the profiles fit each other."""
 
 import json
+import re
 
 import pytest
 
 from esparse_lab.reports import NOTEBOOKS, plan_report
+from esparse_lab.reports.html import NOTICED
 from esparse_lab.reports.parameters import notebook_parameters
 from esparse_lab.reports.profiles import PROFILES
 
@@ -40,3 +42,16 @@ def test_every_notebook_opens_with_its_question_and_run_time_then_its_parameters
     assert "\n**Question.** " in text
     assert "\n**Run time** about " in text
     assert "parameters" in second["metadata"]["tags"]
+
+
+def test_every_notebook_says_what_its_numbers_say():
+    for source in plan_report("m")[0]:
+        cells = json.loads(source.read_text())["cells"]
+        assert f"## {NOTICED}" in ["".join(cell["source"]).strip() for cell in cells], source.name
+
+
+def test_the_index_leads_to_every_notebook_in_order():
+    cells = json.loads((NOTEBOOKS / "index.ipynb").read_text())["cells"]
+    text = "".join(line for cell in cells for line in cell["source"])
+    linked = re.findall(r"\]\((\d\d_\w+\.ipynb)\)", text)
+    assert linked == [source.name for source in plan_report("m")[0]]

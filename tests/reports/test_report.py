@@ -3,13 +3,13 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import pandas as pd
@@ -29,7 +29,12 @@ from esparse_lab.run_record import Run
 run = Run('00_good', out_dir)
 run.save_table('channels', pd.DataFrame({'layer': [model], 'norm': [1.5]}))
 run.finish(seed=seed, headline={'dense perplexity': 22.0625, model: model})"""
-TEXT = "# What is *here*?\n\nSee [the paper](https://arxiv.org/abs/2310.15929)."
+TEXT = (
+    "# What is *here*?\n\n**Question.** Is <b>1</b> < 2?\n\n"
+    "See [the paper](https://arxiv.org/abs/2310.15929)."
+)
+NOTICED = "## What the numbers say"
+SENTENCES = "from IPython.display import Markdown\nMarkdown(f'- {1 + 2} things about {model}')"
 NOISE = (
     "import sys\nprint(f'\\r{3 + 4}/9\\r{4 + 5}/9', file=sys.stderr)\nprint(out_dir, '<b>bold</b>')"
 )
@@ -41,7 +46,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.loads, self.handlers, self.text = [], [], [], []
-        self.scripts, self.styles, self.links = [], [], []
+        self.scripts, self.styles, self.links, self.places = [], [], [], []
         self._inside = None
         self.feed(text)
 
@@ -51,6 +56,8 @@ class Page(HTMLParser):
         for name, value in attributes:
             if name == "href" and tag == "a":
                 self.links.append(value)
+            elif name == "id":
+                self.places.append(value)
             elif name in ("src", "href", "srcset", "data", "action", "poster", "background"):
                 self.loads.append(value)
             elif name.startswith("on"):
@@ -64,13 +71,22 @@ class Page(HTMLParser):
         kept.append(data)
 
 
+def links_lead_somewhere(page, folder):
+    assert page.links
+    for link in page.links:
+        path, _, place = unquote(link).partition("#")
+        path = path or "index.html"  # the page itself
+        assert (folder / path).exists(), link
+        assert not place or place in Page((folder / path).read_text()).places, link
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, notebook_writer):
     """One good, one failing and one empty notebook, on a model whose name is an attack."""
     folder = tmp_path_factory.mktemp("report")
     notebooks = folder / "notebooks"
     write_notebook = notebook_writer
-    write_notebook(notebooks / "00_good.ipynb", TEXT, NOISE, FIGURE, RECORD)
+    write_notebook(notebooks / "00_good.ipynb", TEXT, NOISE, FIGURE, NOTICED, SENTENCES, RECORD)
     write_notebook(
         notebooks / "01_fails.ipynb", "# Fails\n", "print('before')", "1 / 0", "print('never')"
     )
@@ -88,7 +104,8 @@ def test_what_a_report_holds(report):
     pages = {f"{stem}.{kind}" for stem in stems for kind in ("html", "ipynb")}
     tables = {f"tables/00_good.channels.{kind}" for kind in ("csv", "parquet")}
     folders = {"tables", "records"}
-    assert names == pages | tables | folders | {"records/00_good.json", "run.json"}
+    rest = {"records/00_good.json", "run.json", "index.html"}
+    assert names == pages | tables | folders | rest
     assert pd.read_csv(report.folder / "tables/00_good.channels.csv")["layer"][0] == EVIL
     assert {p.name for p in report.folder.parent.iterdir()} == {report.folder.name, "index.html"}
 
@@ -120,7 +137,7 @@ def test_no_page_names_the_hidden_folder_or_this_machine(report):
 
 
 @pytest.mark.parametrize(
-    "name", ["00_good.html", "01_fails.html", "02_exits.html", "../index.html"]
+    "name", ["00_good.html", "01_fails.html", "02_exits.html", "index.html", "../index.html"]
 )
 def test_a_page_loads_nothing_and_a_hostile_name_stays_text(report, name):
     html = (report.folder / name).read_text()
@@ -183,8 +200,40 @@ def test_the_index_lists_what_it_can_read(report):
     assert "reference" not in text
     assert "22.062" in text
     assert report.folder.name + "/00_good.html" in page.links
-    for link in page.links:
-        assert (out / link.replace("%20", " ")).exists(), link
+    assert report.folder.name + "/index.html" in page.links
+    links_lead_somewhere(page, out)
+    failed = [link for link in page.links if "#" in link]
+    assert failed == [f"{report.folder.name}/0{n}.html#failed" for n in ("1_fails", "2_exits")]
+
+
+def test_the_first_page_sums_up_the_report(report):
+    page = Page((report.folder / "index.html").read_text())
+    text = " ".join("".join(page.text).split())
+    assert "22.062 dense perplexity" in text
+    assert f"3 things about {EVIL}" in text
+    assert "Is <b>1</b> < 2?" in text
+    assert "02_exits failed." in text
+    assert "Parameters given: seed=5" in text
+    assert {"01_fails.html#failed", "00_good.html#what-the-numbers-say"} <= {*page.links}
+    links_lead_somewhere(page, report.folder)
+
+
+def test_named_runs_of_a_model_stay_beside_each_other(tmp_path, notebooks):
+    folder = notebooks("00_a.ipynb", "x = seed").parent
+    out = tmp_path / "reports"
+    for name, seed in ((None, "1"), ("seed-2", "2"), ("seed-2", "3")):
+        given = {"seed": seed}
+        render_report("m", parameters=given, out=out, notebooks_dir=folder, name=name)
+    seeds = {
+        path.parent.name: json.loads(path.read_text())["seed"] for path in out.glob("*/*.json")
+    }
+    assert seeds == {"m": 1, "m@seed-2": 3}
+    page = Page((out / "index.html").read_text())
+    assert {"m/index.html", "m%40seed-2/index.html"} <= {*page.links}
+    assert "seed=3" in "".join(page.text)
+    for name in ("", "../x", "a b", "A", ".hidden", "x" * 42):
+        with pytest.raises(InputError, match="run's name"):
+            render_report("m", out=out, notebooks_dir=folder, name=name)
 
 
 def test_slugs_are_safe_and_keep_models_apart(tmp_path):
@@ -287,35 +336,3 @@ def _alive(pid):
         return False
     # A zombie has ended; nobody has asked for its exit code yet.
     return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-
-
-@pytest.mark.browser
-def test_a_browser_draws_the_page_and_asks_for_nothing(report):
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs Chromium")
-    from playwright.sync_api import sync_playwright
-
-    seen = []
-    page_url = (report.folder / "00_good.html").as_uri()
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=options)
-        page = browser.new_page()
-        page.on("request", lambda request: seen.append(request.url))
-        page.on("console", lambda message: seen.append(message.text))
-        page.on("pageerror", lambda error: seen.append(str(error)))
-        page.on("dialog", lambda dialog: (seen.append(dialog.message), dialog.dismiss()))
-        page.goto(page_url)
-        page.wait_for_selector(".js-plotly-plot .main-svg", timeout=20_000)
-        assert seen == [page_url]
-        titles = page.eval_on_selector_all(".modebar-btn", "all => all.map(b => b.dataset.title)")
-        assert "Zoom" in titles
-        assert not [title for title in titles if "hare" in title]  # uploads the figure
-        # Whatever a cell's HTML asks for, the policy refuses it.
-        page.evaluate(
-            "document.body.append(Object.assign(new Image(), {src: 'http://x.invalid/'}))"
-        )
-        page.wait_for_timeout(200)
-        assert [line for line in seen[1:] if "Content Security Policy" in line]
-        browser.close()

@@ -1,0 +1,166 @@
+"""The pages as a browser shows them, from the disk: sorting, filters, saved figures, paper."""
+
+import html
+import json
+import re
+
+import pytest
+from test_summary import ROW
+
+from esparse_lab.reports import render_report
+
+pytestmark = pytest.mark.browser
+
+FIGURE = """import plotly.graph_objects as go
+from esparse_lab.figures.style import finish
+figure = go.Figure(go.Heatmap(z=[[1, 2], [3, 4]]))
+finish(figure, title='A <finding>' * 20, caption='What it is of & on', plot_height=300)"""
+TABLE = """import pandas as pd
+index = pd.MultiIndex.from_product([['b', 'a'], ['2:4', '10:16']], names=['model', 'pattern'])
+values = {('measured', 'error'): [9.5, None, 1200.25, 10], ('measured', 'share'): [.5, .25, 1, .1]}
+pd.DataFrame(values, index).style.format({('measured', 'error'): '{:,.2f}',
+    ('measured', 'share'): '{:.0%}'}, na_rep='–')"""
+LADDER = """from esparse_lab.run_record import Run
+import pandas as pd
+run = Run('00_good', out_dir)
+rows = [{ROW}, {ROW} | {'method': 'esparse', 'pattern': '4:8', 'perplexity': 9.0 + seed}]
+run.save_table('ladder', pd.DataFrame(rows))
+run.finish(seed=seed, headline={'best': 9.0 + seed})"""
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory, notebook_writer):
+    """The reports of three models, one of them with a failed notebook."""
+    home = tmp_path_factory.mktemp("pages")
+    cells = [LADDER.replace("{ROW}", repr(ROW)), FIGURE, TABLE]
+    notebook_writer(home / "good" / "00_good.ipynb", "# Good", *cells)
+    notebook_writer(home / "bad" / "00_bad.ipynb", "# Bad", "1 / 0")
+    for model, seed, notebooks in (("one", 1, "good"), ("<two>", 100, "good"), ("bad", 0, "bad")):
+        given = {"seed": str(seed)}
+        source = home / notebooks
+        render_report(model, parameters=given, out=home / "out", notebooks_dir=source)
+    return home / "out"
+
+
+def column(page, table, number):
+    """The texts of a column; a negative number counts from the right, as in a list."""
+    place = f"nth-child({number})" if number > 0 else f"nth-last-child({-number})"
+    cells = f"{table} tbody tr:not([hidden]) > :{place}"
+    return [text.strip() for text in page.locator(cells).all_inner_texts()]
+
+
+def models(page):
+    return [text.split()[0] for text in column(page, "#reports", 1)]
+
+
+def only_itself(page):
+    """Nothing was asked for but the page and what it makes itself, and nothing complained."""
+    return [line for line in page.seen if not line.startswith("blob:")] == [page.url]
+
+
+def test_a_notebooks_page_draws_and_asks_for_nothing(visit, out):
+    page = visit(out / "one" / "00_good.html")
+    page.wait_for_selector(".js-plotly-plot .main-svg", timeout=20_000)
+    assert only_itself(page)
+    titles = page.eval_on_selector_all(".modebar-btn", "all => all.map(b => b.dataset.title)")
+    assert {"Zoom", "Save as PNG", "Save as SVG"} <= {*titles}
+    assert not [title for title in titles if "hare" in title]  # uploads the figure
+    # Whatever a cell's HTML asks for, the policy refuses it.
+    page.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://x.invalid/'}))")
+    page.wait_for_timeout(200)
+    assert [line for line in page.seen[1:] if "Content Security Policy" in line]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_saved_figures_hold_their_words_and_are_light(visit, out, scheme):
+    page = visit(out / "one" / "00_good.html", color_scheme=scheme)
+    page.wait_for_selector(".js-plotly-plot .main-svg", timeout=20_000)
+    # On the page the words are text of it, not of the figure.
+    assert page.locator("figure .title").inner_text() == "A <finding>" * 20
+    assert page.locator("figcaption").inner_text() == "What it is of & on"
+    assert "finding" not in page.locator(".plot").inner_text()
+    saved = {}
+    for kind in ("SVG", "PNG"):
+        with page.expect_download() as download:
+            page.locator(f'[data-title="Save as {kind}"]').dispatch_event("click")
+        name = download.value.suggested_filename
+        assert name == f"00_good-figure-0.{kind.lower()}"
+        saved[kind] = download.value.path().read_bytes()
+    assert saved["PNG"].startswith(b"\x89PNG")
+    svg = html.unescape(saved["SVG"].decode())
+    assert "What it is of & on" in svg
+    assert "A <finding>" in svg
+    assert re.search(r'<rect x="0" y="0"[^>]*fill: rgb\(255, 255, 255\)', svg)
+    assert only_itself(page)
+
+
+def test_tables_sort_up_down_and_back(visit, out):
+    page = visit(out / "one" / "00_good.html")
+    table = ".output table:not(.run-record)"
+    error = page.get_by_role("button", name="error")
+    assert column(page, table, -2) == ["9.50", "–", "1,200.25", "10.00"]
+    error.click()
+    assert column(page, table, -2) == ["9.50", "10.00", "1,200.25", "–"]
+    # The model's name spanned two rows; now each row has its own.
+    assert column(page, table, 1) == ["b", "a", "a", "b"]
+    assert page.locator('th[aria-sort="ascending"]').inner_text().startswith("error")
+    error.click()
+    assert column(page, table, -2) == ["1,200.25", "10.00", "9.50", "–"]
+    error.click()
+    assert column(page, table, -2) == ["9.50", "–", "1,200.25", "10.00"]
+    page.get_by_role("button", name="share").click()
+    assert column(page, table, -1) == ["10%", "25%", "50%", "100%"]
+    page.get_by_role("button", name="pattern").click()
+    assert column(page, table, 2) == ["2:4", "2:4", "10:16", "10:16"]
+    assert page.locator("[aria-sort]").count() == 1
+    assert only_itself(page)
+
+
+def test_the_index_sorts_and_filters(visit, out):
+    page = visit(out / "index.html")
+    assert sorted(models(page)) == ["<two>", "bad", "one"]
+    page.locator("#reports").get_by_role("button", name="best").click()
+    assert models(page) == ["one", "<two>", "bad"]
+    assert column(page, "#reports", 6) == ["10", "109", ""]
+    page.get_by_label("method").select_option("esparse")
+    assert column(page, "#recipes", 2) == ["esparse", "esparse"]
+    assert page.locator('[data-count="recipes"]').inner_text() == "2 of 4 shown"
+    page.get_by_label("pattern").select_option("2:4")
+    assert column(page, "#recipes", 2) == []
+    page.get_by_label("method").select_option("")
+    assert column(page, "#recipes", 3) == ["2:4", "2:4"]
+    page.get_by_label("model").fill("TWO")
+    assert column(page, "#recipes", 1) == ["<two>"]
+    assert models(page) == ["<two>"]
+    assert page.locator('[data-count="reports"]').inner_text() == "1 of 3 shown"
+    assert only_itself(page)
+
+
+def test_a_failed_run_is_red_and_leads_to_its_traceback(visit, out):
+    page = visit(out / "index.html")
+    red = page.locator("#reports tr.failed .bad")
+    assert red.evaluate("cell => getComputedStyle(cell).color") == "rgb(179, 38, 30)"
+    red.get_by_role("link", name="00_bad").click()
+    assert page.url.endswith("00_bad.html#failed")
+    assert page.locator("#failed .output.failed").is_visible()
+    assert "Traceback" in page.locator("#failed").inner_text()
+
+
+@pytest.mark.parametrize("width", [1500, 800, 420])
+@pytest.mark.parametrize("name", ["index.html", "one/index.html", "one/00_good.html"])
+def test_no_page_is_wider_than_its_window(visit, out, name, width):
+    page = visit(out / name, viewport={"width": width, "height": 900})
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_figure_fits_on_paper(visit, out):
+    page = visit(out / "one" / "00_good.html", viewport={"width": 1500, "height": 900})
+    page.wait_for_selector(".js-plotly-plot .main-svg", timeout=20_000)
+    page.set_viewport_size({"width": 700, "height": 900})
+    page.emulate_media(media="print", color_scheme="dark")
+    page.wait_for_timeout(300)
+    assert page.locator(".main-svg").first.bounding_box()["width"] <= 700
+    style = "element => [getComputedStyle(element).filter, getComputedStyle(document.body).color]"
+    assert page.locator(".plot").evaluate(style)[0] == "none"
+    assert json.loads((out / "one" / "run.json").read_text())["status"] == "done"
