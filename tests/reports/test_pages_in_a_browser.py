@@ -1,7 +1,6 @@
 """The pages as a browser shows them, from the disk: sorting, filters, saved figures, paper."""
 
 import html
-import json
 import re
 
 import pytest
@@ -15,6 +14,7 @@ FIGURE = """import plotly.graph_objects as go
 from esparse_lab.figures.style import finish
 figure = go.Figure(go.Heatmap(z=[[1, 2], [3, 4]]))
 finish(figure, title='A <finding>' * 20, caption='What it is of & on', plot_height=300)"""
+POINTS = "go.Figure(go.Scatter(x=[1, 2], y=[3, 4]))"
 TABLE = """import pandas as pd
 index = pd.MultiIndex.from_product([['b', 'a'], ['2:4', '10:16']], names=['model', 'pattern'])
 values = {('measured', 'error'): [9.5, None, 1200.25, 10], ('measured', 'share'): [.5, .25, 1, .1]}
@@ -32,7 +32,7 @@ run.finish(seed=seed, headline={'best': 9.0 + seed})"""
 def out(tmp_path_factory, notebook_writer):
     """The reports of three models, one of them with a failed notebook."""
     home = tmp_path_factory.mktemp("pages")
-    cells = [LADDER.replace("{ROW}", repr(ROW)), FIGURE, TABLE]
+    cells = [LADDER.replace("{ROW}", repr(ROW)), FIGURE, POINTS, TABLE]
     notebook_writer(home / "good" / "00_good.ipynb", "# Good", *cells)
     notebook_writer(home / "bad" / "00_bad.ipynb", "# Bad", "1 / 0")
     for model, seed, notebooks in (("one", 1, "good"), ("<two>", 100, "good"), ("bad", 0, "bad")):
@@ -78,11 +78,11 @@ def test_saved_figures_hold_their_words_and_are_light(visit, out, scheme):
     # On the page the words are text of it, not of the figure.
     assert page.locator("figure .title").inner_text() == "A <finding>" * 20
     assert page.locator("figcaption").inner_text() == "What it is of & on"
-    assert "finding" not in page.locator(".plot").inner_text()
+    assert "finding" not in page.locator(".plot").first.inner_text()
     saved = {}
     for kind in ("SVG", "PNG"):
         with page.expect_download() as download:
-            page.locator(f'[data-title="Save as {kind}"]').dispatch_event("click")
+            page.locator(f'[data-title="Save as {kind}"]').first.dispatch_event("click")
         name = download.value.suggested_filename
         assert name == f"00_good-figure-0.{kind.lower()}"
         saved[kind] = download.value.path().read_bytes()
@@ -154,13 +154,37 @@ def test_no_page_is_wider_than_its_window(visit, out, name, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_figure_fits_on_paper(visit, out):
-    page = visit(out / "one" / "00_good.html", viewport={"width": 1500, "height": 900})
+def test_on_a_dark_screen_figures_are_dark_but_pictures_keep_their_colours(visit, out):
+    page = visit(out / "one" / "00_good.html", color_scheme="dark")
     page.wait_for_selector(".js-plotly-plot .main-svg", timeout=20_000)
-    page.set_viewport_size({"width": 700, "height": 900})
-    page.emulate_media(media="print", color_scheme="dark")
+    filters = "all => all.map(plot => getComputedStyle(plot).filter)"
+    picture, points = page.eval_on_selector_all(".plot", filters)
+    assert picture == "none"
+    assert "invert" in points
+    page.emulate_media(color_scheme="light")
+    assert page.eval_on_selector_all(".plot", filters) == ["none", "none"]
+
+
+def test_figures_fit_on_paper_and_come_back(visit, out):
+    page = visit(
+        out / "one" / "00_good.html",
+        viewport={"width": 1500, "height": 900},
+        color_scheme="dark",
+    )
+    drawn = page.locator(".plot .main-svg").first
+    drawn.wait_for(timeout=20_000)
+    before = drawn.bounding_box()["width"]
+    assert before > 800
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 703, "height": 900})  # A4 without its margins
     page.wait_for_timeout(300)
-    assert page.locator(".main-svg").first.bounding_box()["width"] <= 700
-    style = "element => [getComputedStyle(element).filter, getComputedStyle(document.body).color]"
-    assert page.locator(".plot").evaluate(style)[0] == "none"
-    assert json.loads((out / "one" / "run.json").read_text())["status"] == "done"
+    assert 600 < drawn.bounding_box()["width"] < 703
+    assert page.evaluate("document.documentElement.scrollWidth") == 703
+    filters = "all => all.map(plot => getComputedStyle(plot).filter)"
+    assert page.eval_on_selector_all(".plot", filters) == ["none", "none"]
+    page.emulate_media(media="screen")
+    page.set_viewport_size({"width": 1500, "height": 900})
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.wait_for_timeout(300)
+    assert drawn.bounding_box()["width"] == before
