@@ -578,13 +578,14 @@ class Shuffle(Panel):
         furthest = frame[over].max()
         place = looks(SEARCHES, SEARCH_LOOKS)
         common = {"showlegend": False, "row": 1, "col": 1}
-        for name, one in frame.groupby("search", sort=False):
+        for name in SEARCHES:
             color = OKABE_ITO[place[name]]
-            end = one.iloc[-1]
+            one = frame[frame.search == name]
+            end = one.tail(1)  # empty for a search that cannot run: its traces stay in their place
             # Searches share their first steps: what tells them apart is where they end.
             figure.add_scatter(
-                x=[end[over], furthest],
-                y=[100 * end.retained_share] * 2,
+                x=[*end[over], *[furthest] * len(end)],
+                y=[*100 * end.retained_share] * 2,
                 mode="lines+text",
                 text=["", f"  {plain(name)}"],
                 textposition="bottom right" if name == "none" else "top right",

@@ -196,9 +196,12 @@ def test_the_last_group_may_be_shorter(loaded, tokens):
     assert np.isnan(picture).sum() == 4
     assert "Not run: gns+lbs: A block of 256" in caption(panel)
     assert list(panel.comparison().search) == ["none", "gns"]
+    traces = len(panel.figure().data)
     with pytest.raises(InputError, match="does not hold whole groups of 7"):
         panel.set(search="gns+lbs")
     assert panel.settings["search"] == "gns"
+    panel.set(pattern="2:4")
+    assert len(panel.figure().data) == traces  # a live figure that is replaced goes on listening
 
 
 def test_a_large_matrix_sends_few_points(tokens):
