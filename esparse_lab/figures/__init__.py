@@ -4,6 +4,7 @@ Every function takes a DataFrame (`score_picture`: arrays), a `title` that state
 `caption`, and returns a `plotly.graph_objects.Figure` with the template "esparse".
 """
 
+from esparse_lab.figures.audit import averages_figure, size_perplexity_figure
 from esparse_lab.figures.channels import (
     activation_histogram_figure,
     binning_figure,
@@ -24,6 +25,7 @@ __all__ = [
     "MatrixPanel",
     "activation_histogram_figure",
     "atlas_figure",
+    "averages_figure",
     "binning_figure",
     "channel_figure",
     "entropy_norm_figure",
@@ -37,5 +39,6 @@ __all__ = [
     "roofline_figure",
     "score_picture",
     "search_trace_figure",
+    "size_perplexity_figure",
     "table6_figure",
 ]

@@ -48,6 +48,7 @@ MAX_POINTS = 20_000
 
 LABELS: dict[str, str] = {
     "activation": "activation (model units)",
+    "average_accuracy": "average accuracy (%)",
     "bins": "number of bins K (count)",
     "block": "block (index)",
     "channel": "input channel (index)",
