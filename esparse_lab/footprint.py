@@ -4,7 +4,6 @@ Shapes alone decide it, so models are built on the meta device, where tensors ho
 Activations and the KV cache are not counted. GB is 1e9 bytes, GiB is 2**30.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from esparse_lab.errors import InputError
 from esparse_lab.masks import Pattern
 from esparse_lab.models import load_config
 from esparse_lab.storage import Index, bits_per_weight, compress, compressed_bytes
-from esparse_lab.tables import REFERENCE, paper_table
+from esparse_lab.tables import paper_table
 
 
 @dataclass(frozen=True)
@@ -232,15 +231,3 @@ def compression_table(model: PreTrainedModel, pattern: Pattern = TWO_FOUR) -> pd
         rows.append((name, shape, weight.nbytes, stored.nbytes, predicted, exact))
     columns = ["layer", "shape", "dense_bytes", "compressed_bytes", "predicted_bytes", "exact"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def measured_memory(name: str = "memory_h100") -> tuple[pd.DataFrame, dict] | None:
-    """Device memory that was measured once on a GPU, with its run record; None if none is kept.
-
-    Columns: model, form ("dense" or "sparse"), allocated_gib, weights_gib, expected_gib, seconds.
-    """
-    table = REFERENCE / "tables" / f"{name}.csv"
-    if not table.is_file():
-        return None
-    record = REFERENCE / "records" / f"{name}.json"
-    return pd.read_csv(table), json.loads(record.read_text())

@@ -285,6 +285,19 @@ def reference_run(name: str, table: str) -> tuple[pd.DataFrame, dict]:
     return frame, json.loads(record.read_text())
 
 
+def recorded(name: str, table: str) -> tuple[pd.DataFrame, dict] | None:
+    """A table that was measured once on a GPU, with its run record; None if none is kept.
+
+    Args:
+        name: of the run, such as "gemm_h100" or "memory_h100".
+        table: of the table, such as "times" or "weights".
+    """
+    path = REFERENCE / "tables" / f"{name}.{table}.csv"
+    if not path.is_file():
+        return None
+    return pd.read_csv(path), json.loads((REFERENCE / "records" / f"{name}.json").read_text())
+
+
 def reference_ladder(prefix: str = "ladder") -> tuple[pd.DataFrame, list[dict]]:
     """A kept perplexity ladder of the embedded model, one row a recipe and calibration seed.
 

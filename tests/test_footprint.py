@@ -1,13 +1,19 @@
 """What models weigh: the paper's table, sums worked by hand, and every family against its bytes."""
 
-import json
-
-import pandas as pd
 import pytest
 from tiny_models import TINY_CONFIGS, random_model
 from transformers import LlamaConfig, ViTConfig
 
-from esparse_lab import EsparseError, InputError, Magnitude, Pattern, Recipe, compress, prune_model
+from esparse_lab import (
+    EsparseError,
+    InputError,
+    Magnitude,
+    Pattern,
+    Recipe,
+    compress,
+    prune_model,
+    tables,
+)
 from esparse_lab import footprint as fp
 from esparse_lab.architectures import prunable_layers
 
@@ -149,24 +155,8 @@ def test_shares_of_dense_by_hand():
     assert table.bitmask.tolist() == [9 / 16, 9 / 16]
 
 
-def test_memory_that_was_measured_comes_with_its_record(tmp_path, monkeypatch):
-    monkeypatch.setattr(fp, "REFERENCE", tmp_path)
-    assert fp.measured_memory() is None
-    (tmp_path / "tables").mkdir()
-    (tmp_path / "records").mkdir()
-    columns = ["model", "form", "allocated_gib", "weights_gib", "expected_gib", "seconds"]
-    frame = pd.DataFrame([("m", "dense", 2.0, 1.5, 1.5, 3.0)], columns=columns)
-    frame.to_csv(tmp_path / "tables" / "memory_h100.csv", index=False)
-    with pytest.raises(FileNotFoundError):  # figures without a record are not shown
-        fp.measured_memory()
-    (tmp_path / "records" / "memory_h100.json").write_text(json.dumps({"device": "d"}))
-    found, record = fp.measured_memory()
-    pd.testing.assert_frame_equal(found, frame)
-    assert record["device"] == "d"
-
-
 def test_kept_measurements_have_the_columns_that_are_promised():
-    kept = fp.measured_memory()
+    kept = tables.recorded("memory_h100", "weights")
     if kept is None:
         pytest.skip("no GPU record is kept")
     frame, record = kept

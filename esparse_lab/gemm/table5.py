@@ -1,13 +1,12 @@
 """Table 5 of the paper, recomputed from its own milliseconds, and beside what was measured here."""
 
-import json
 from collections.abc import Iterable
 
 import pandas as pd
 
 from esparse_lab.footprint import LLAMA
 from esparse_lab.gemm.shapes import PAPER_SHAPES
-from esparse_lab.tables import REFERENCE, paper_table
+from esparse_lab.tables import paper_table
 
 A100_TFLOPS, A100_GBPS = 312.0, 1555.0
 """Peaks of the A100 40 GB: dense float16 arithmetic and memory. Source: NVIDIA's data sheet."""
@@ -138,21 +137,6 @@ def beside_table5(measured: pd.DataFrame) -> pd.DataFrame:
             *("dense_ms", "default_ms", "sparse_ms", "percent", "paper_speedup", "speedup"),
         ]
     ]
-
-
-def recorded(name: str, table: str) -> tuple[pd.DataFrame, dict] | None:
-    """A table that was measured once on a GPU, with its run record; None if none is kept.
-
-    Args:
-        name: of the run and its record: "gemm_h100", "gemm_atlas_h100" or "end_to_end_h100".
-        table: of the run: "times" or "steps"; a table named by its run alone comes first.
-    """
-    for stem in (name, f"{name}.{table}"):
-        path = REFERENCE / "tables" / f"{stem}.csv"
-        if path.is_file():
-            record = REFERENCE / "records" / f"{name}.json"
-            return pd.read_csv(path), json.loads(record.read_text())
-    return None
 
 
 def end_to_end_table(runs: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,5 @@
 """Table 5 against figures worked out apart from this package, and joins of recorded tables."""
 
-import json
-
 import pandas as pd
 import pytest
 
@@ -96,18 +94,6 @@ def test_a_measured_table_stands_beside_its_shapes():
     ]
     assert (both.dense_ms == 2).all()
     assert (both.percent == 50).all()
-
-
-def test_records_are_read_by_their_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(table5, "REFERENCE", tmp_path)
-    assert table5.recorded("gemm_h100", "times") is None
-    for folder in ("tables", "records"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "records" / "gemm_h100.json").write_text(json.dumps({"device": "a card"}))
-    (tmp_path / "tables" / "gemm_h100.times.csv").write_text("m,default_ms\n16,\n")
-    frame, record = table5.recorded("gemm_h100", "times")
-    assert record == {"device": "a card"}
-    assert frame.default_ms.isna().all()
 
 
 def test_whole_models_are_paired():
