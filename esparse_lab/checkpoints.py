@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -118,6 +119,7 @@ def write_pruned(
     try:
         if compressed or gathered_norms(model):
             model.config.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
             _save_packed(model, layers, folder, compressed=compressed)
         else:
             model.save_pretrained(folder)
@@ -152,7 +154,7 @@ def describe(
         "allocation": repr(recipe.allocation),
         "orders": recipe.orders,
     }
-    beside = ("config.json", "model.safetensors.index.json", ORDERS)
+    beside = ("config.json", "generation_config.json", "model.safetensors.index.json", ORDERS)
     kept = [name for name in beside if (folder / name).is_file()]
     files = sorted({file.name for file in _checkpoint(folder).files.values()}) + kept
     written = {
@@ -456,6 +458,7 @@ def _load_packed(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> Pr
         if name in checkpoint.files:
             buffer.copy_(checkpoint.read(name))
     model.tie_weights()
+    model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     if absent := [name for name, p in model.named_parameters() if p.is_meta]:
         raise EsparseError(f"{folder} lacks the weights {absent[0]}. Copy it again.")
     return model

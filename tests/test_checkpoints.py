@@ -56,11 +56,13 @@ def same(ours, theirs):
 @pytest.mark.parametrize("model_type", TINY_CONFIGS)
 def test_a_saved_model_comes_back_as_it_was(model_type, orders, compressed, tmp_path, tokens):
     model = random_model(model_type)
+    model.generation_config.eos_token_id = 77
     saved(model, tmp_path / "a", orders=orders, compressed=compressed)
     loaded = load_pruned(tmp_path / "a", device="cpu")
     same(loaded.model, model)
     assert torch.equal(loaded.model(tokens).logits, model(tokens).logits)
     assert not loaded.model.training
+    assert loaded.model.generation_config.eos_token_id == 77
     assert loaded.facts["recipe"]["orders"] == orders
     checked = check_storage(tmp_path / "a")
     assert {layer.name for layer in checked} == layer_names(model)

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 import esparse_lab.reports
 from esparse_lab import ALLOCATIONS, METHODS, SEARCHES
 from esparse_lab.cli import app
-from esparse_lab.pruning import Calibration
 from esparse_lab.gemm.cusparselt import unavailable
+from esparse_lab.pruning import Calibration
 
 PARAMETERS = 'model: str = ""\nout_dir: str = ""\nseed: int = 0\n'
 
@@ -379,9 +379,9 @@ def test_the_doctor_says_what_is_missing(monkeypatch):
     marks = {line.split()[1]: line.split()[0] for line in result.stdout.splitlines()}
     assert (marks["torch"], marks["esparse-no-such-package"]) == ("NO", "NO")
     assert marks["other-missing"] == "--"
-
-
     assert "not installed, for the extra 'hub': pip install 'other-missing'" in result.stdout
+
+
 def test_the_lab_listens_on_this_machine_alone_and_keeps_its_token(monkeypatch):
     started = []
     monkeypatch.setattr(os, "execv", lambda *call: started.append(call))
@@ -400,3 +400,46 @@ def test_the_program_itself_ends_with_these_codes():
     for arguments, code in ((["--version"], 0), (["prun"], 2)):
         command = [sys.executable, "-c", "from esparse_lab.cli import main; main()", *arguments]
         assert subprocess.run(command, capture_output=True).returncode == code
+
+
+def test_a_folded_model_passes_the_check_and_a_masked_one_does_not(folder, tmp_path):
+    options = ["--method", "wanda", "--orders"]
+    pruned(folder, tmp_path / "free", *options, "free")
+    result = esparse("check", tmp_path / "free")
+    assert (result.exit_code, result.stdout) == (0, "14 of 14 layers are 2:4 in memory\n")
+
+    pruned(folder, tmp_path / "mask", *options, "mask")
+    result = esparse("check", tmp_path / "mask")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("esparse: model.layers.0.self_attn.q_proj is not 2:4: row ")
+    assert esparse("check", tmp_path / "mask", "--pattern", "3:4").exit_code == 1
+    assert esparse("check", folder).exit_code == 2
+    assert esparse("check", tmp_path / "mask", "--pattern", "2-4").exit_code == 2
+
+
+def test_a_model_behind_gathers_is_evaluated_in_both_forms(folder, tmp_path):
+    text = ["--corpus", folder / "text.txt", "--sequences", 2, "--length", 32, "--device", "cpu"]
+    corpus = ["--corpus", folder / "text.txt", "--length", 64, "--windows", 2, "--device", "cpu"]
+    perplexities, sizes = [], []
+    for form in ("compress", "no-compress"):
+        options = ["--method", "wanda", "--orders", "legal", f"--{form}"]
+        result = esparse("prune", folder / "tiny", *text, "--out", tmp_path / form, *options)
+        assert result.exit_code == 0, result.output
+        assert esparse("check", tmp_path / form).exit_code == 0
+        assert not (tmp_path / form / "model.safetensors").exists()
+        found = esparse("eval", tmp_path / form, *corpus, "--json")
+        assert found.exit_code == 0, found.output
+        perplexities.append(json.loads(found.stdout)["perplexity"])
+        sizes.append((tmp_path / form / "esparse.safetensors").stat().st_size)
+    assert perplexities[0] == perplexities[1] > 1
+    assert sizes[0] < 0.9 * sizes[1]
+
+    (tmp_path / "compress").rename(tmp_path / "a")
+    (tmp_path / "a" / "config.json").write_text("{}")
+    assert "edited or damaged" in esparse("eval", tmp_path / "a", *corpus).stderr
+    result = esparse("prune", folder / "tiny", *text, "--out", tmp_path / "b", "--orders", "leagl")
+    assert result.exit_code == 2
+    assert "Did you mean 'legal'" in result.stderr
+    streamed = ["--stream", "--out", tmp_path / "b"]
+    for options in (["--orders", "free"], ["--compress"]):
+        assert esparse("prune", folder / "tiny", *text, *streamed, *options).exit_code == 2
