@@ -267,7 +267,10 @@ class Recipe(Panel):
         prediction = self._prediction()
         runs = self.to_frame()
         chosen = self._is_chosen(runs, recipe)
-        heights = _ABOVE, 24 * (min(len(runs), DRAWN + 1) + 1) + 12
+        heights = (
+            _ABOVE,
+            24 * min(len(runs), DRAWN + 1) + 54,
+        )  # a heading of two lines, on a narrow page
         figure = make_subplots(
             rows=2,
             cols=2,

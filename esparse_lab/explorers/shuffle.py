@@ -627,7 +627,7 @@ class Shuffle(Panel):
         columns = {
             "search": [plain(name) for name in frame.search],
             "retained": [f"{v:.2%}" for v in frame.retained_share],
-            "gained": [f"{100 * v:+.2f} pp" for v in frame.gained],
+            "gain (pp)": [f"{100 * v:+.2f}" for v in frame.gained],
             "error": [f"{v:.2%}" for v in frame.output_error],
             "swaps": [f"{v:,}" for v in frame.swaps],
             "seconds": [f"{v:.2f}" for v in frame.seconds],
