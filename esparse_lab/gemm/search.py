@@ -1,6 +1,7 @@
 """The search for the fastest algorithm of a product."""
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 import torch
 
@@ -38,11 +39,12 @@ def fastest(
     try_all(candidates)
     for algorithm in sorted(quick, key=quick.get)[:SPLIT_TRIED]:
         try_all(versions(algorithm))
-    at_length = {
-        algorithm: time
-        for algorithm in sorted(quick, key=quick.get)[:FINALISTS]
+    timed = (
+        (algorithm, time)
+        for algorithm in sorted(quick, key=quick.get)
         if (time := time_it(algorithm, True)) is not None
-    }
+    )
+    at_length = dict(islice(timed, FINALISTS))
     if not at_length:
         return None
     best = min(at_length, key=at_length.get)
