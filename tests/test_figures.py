@@ -164,6 +164,16 @@ def matrix(text="t"):
     return F.matrix_picture([panel], names=("removed", text), title=text, caption="c " + text)
 
 
+def paired():
+    rows = [
+        (model, task, metric, d, d - 0.02, d + 0.01)
+        for model, d in (("wanda", -0.05), ("esparse", 0.03))
+        for metric in ("acc", "acc_norm")
+        for task in ("piqa", "mean")
+    ]
+    return pd.DataFrame(rows, columns=["model", "task", "metric", "difference", "low", "high"])
+
+
 FRAMES = {
     F.channel_figure: channels,
     F.entropy_norm_figure: channels,
@@ -179,6 +189,7 @@ FRAMES = {
     F.gemm_figure: lambda: timings().drop(columns=["pattern", "kernel", "algorithm", "speedup"]),
     F.roofline_figure: roofs,
     F.atlas_figure: lambda: timings().drop(columns=["default_ms", "floor_ms", "dense_floor_ms"]),
+    F.paired_figure: paired,
 }
 EVERY = [pytest.param(f, id=f.__name__) for f in FRAMES]
 
@@ -575,6 +586,18 @@ def test_names_get_distinct_looks_and_the_papers_searches_keep_theirs():
     assert len(set(looks.values())) == 3
     assert len(set(style.looks([str(i) for i in range(8)]).values())) == 8
     assert len(style.looks([str(i) for i in range(20)], {"3": 3})) == 20
+
+
+def test_paired_figure_shows_points_and_intervals_a_row_a_task():
+    fig = F.paired_figure(paired())
+    assert len(fig.data) == 4  # model x metric
+    wanda, esparse = (t for t in fig.data if t.yaxis == "y2")
+    assert list(wanda.x) == pytest.approx([-5, -5])
+    assert list(wanda.error_x.array) == pytest.approx([1, 1])
+    assert list(wanda.error_x.arrayminus) == pytest.approx([2, 2])
+    assert list(fig.layout.yaxis2.ticktext) == ["piqa", "mean"]
+    assert [round(y) for y in wanda.y] == [round(y) for y in esparse.y] == [0, 1]
+    assert all(w < e for w, e in zip(wanda.y, esparse.y, strict=True))
 
 
 @pytest.mark.parametrize("figure", EVERY)

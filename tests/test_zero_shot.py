@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from esparse_lab import EsparseError, InputError, paired_difference, task_scores, zero_shot
 from esparse_lab.models import LoadedModel, embedded_model_folder, load_model
+from esparse_lab.reports import NOTEBOOKS
+from esparse_lab.reports.execute import run_notebook
+from esparse_lab.reports.parameters import notebook_parameters
 from esparse_lab.tasks import TASKS, accuracy_layout, published_table2, read_task, task_ladder
 from esparse_lab.tasks.harness import run_harness
 from esparse_lab.tasks.paired import mcnemar
@@ -438,19 +442,19 @@ def test_a_ladder_is_kept_and_leaves_the_model_dense(model, tokenizer, data, tmp
 
     monkeypatch.setenv("ESPARSE_CACHE", str(tmp_path / "cache"))
     loaded = LoadedModel(model, tokenizer, "tiny", "revision")
-    files = [read_task(task, data) for task in ("sciq", "hellaswag")]
+    asked = {"tasks": ["sciq", "hellaswag"], "data": data, "progress": False}
     recipes = ladder(["magnitude"], ["2:4"], ["none"])
     tokens = torch.zeros(1, 8, dtype=torch.int64)
     before = weights_fingerprint(model)
-    first = dict(task_ladder(loaded, tokens, recipes, files, progress=False))
+    first = dict(task_ladder(loaded, tokens, recipes, **asked))
     assert weights_fingerprint(model) == before
     assert list(first) == ["dense", "magnitude 2:4"]
-    dense = task_scores(model, tokenizer, ["sciq", "hellaswag"], data=data, progress=False)
+    dense = task_scores(model, tokenizer, **asked)
     pd.testing.assert_frame_equal(first["dense"].table, dense.table)
     assert first["dense"].source == dense.source
     assert not first["magnitude 2:4"].items.equals(dense.items)
     monkeypatch.setattr("esparse_lab.tasks.ladder.file_scores", None)
-    again = dict(task_ladder(loaded, tokens, recipes, files, progress=False))
+    again = dict(task_ladder(loaded, tokens, recipes, **asked))
     assert all(again[label].items.equals(first[label].items) for label in first)
 
 
@@ -470,6 +474,45 @@ def test_published_means_are_computed_and_differ_from_the_printed_ones():
     assert len(table) == 20
     off = (table["mean"] - table["printed mean"]).abs() > 0.006
     assert off.sum() == 6  # METHODS.md names them
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_the_notebook_with_and_without_questions(
+    measured, model, tokenizer, data, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ESPARSE_CACHE", str(tmp_path / "cache"))
+    model.save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "text.txt").write_text("What a model reads is a row of numbers. " * 9)
+    source = NOTEBOOKS / "05_zero_shot.ipynb"
+    values = {name: each.default for name, each in notebook_parameters(source).items()} | {
+        "model": str(tmp_path / "tiny"),
+        "tasks_data": str(data) if measured else "",
+        "corpus": str(tmp_path / "text.txt"),
+        "searches": ["gns"],
+        "n_sequences": 2,
+        "length": 16,
+        "out_dir": str(tmp_path / "out"),
+    }
+    ran = run_notebook(source, tmp_path / "ran.ipynb", values, label="")
+    assert ran.error is None, ran
+    record = json.loads((tmp_path / "out" / "records" / "05_zero_shot.json").read_text())
+    cells = nbformat.read(tmp_path / "ran.ipynb", as_version=4).cells
+    shown = json.dumps([cell.get("outputs") for cell in cells])
+    assert ("Nothing was measured here" in shown) != measured
+    published = pd.read_csv(tmp_path / "out" / "tables" / "05_zero_shot.published.csv")
+    assert len(published) == 20
+    if not measured:
+        assert record["tables"] == ["05_zero_shot.published"]
+        return
+    digest = hashlib.sha256((data / "sciq_test.jsonl").read_bytes()).hexdigest()
+    assert record["facts"]["questions"]["sciq"]["sha256"] == digest
+    items = pd.read_parquet(tmp_path / "out" / "tables" / "05_zero_shot.items.parquet")
+    assert set(items.model) == {"dense", "wanda 2:4", "esparse 2:4, gns"}
+    paired = pd.read_parquet(tmp_path / "out" / "tables" / "05_zero_shot.paired.parquet")
+    means = items[items.metric == "acc"].groupby(["model", "task"]).value.mean()
+    row = paired.set_index(["model", "task", "metric"]).loc[("wanda 2:4", "logiqa", "acc")]
+    assert row.difference == means["wanda 2:4", "logiqa"] - means["dense", "logiqa"]
 
 
 @pytest.mark.embedded

@@ -17,6 +17,7 @@ from esparse_lab.figures.memory import footprint_figure, table6_figure
 from esparse_lab.figures.permutation import retained_figure, score_picture, search_trace_figure
 from esparse_lab.figures.perplexity import methods_figure, perplexity_figure
 from esparse_lab.figures.style import LABELS, OKABE_ITO
+from esparse_lab.figures.tasks import paired_figure
 from esparse_lab.figures.teaching import MatrixPanel, matrix_picture
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "gemm_figure",
     "matrix_picture",
     "methods_figure",
+    "paired_figure",
     "perplexity_figure",
     "rank_change_figure",
     "retained_figure",

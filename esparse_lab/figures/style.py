@@ -56,6 +56,7 @@ LABELS: dict[str, str] = {
     "count": "tokens (count)",
     "dense_share": "share of the dense model (%)",
     "device_ms": "device time (ms)",
+    "difference": "difference to the baseline (percentage points)",
     "entropy_nats": "entropy (nats)",
     "gb": "weights (GB of 1e9 bytes)",
     "intensity": "arithmetic intensity (operations a byte, log scale)",

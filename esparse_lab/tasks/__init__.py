@@ -4,6 +4,7 @@ from esparse_lab.tasks.evaluation import MEAN, TaskScores, file_scores, task_sco
 from esparse_lab.tasks.ladder import (
     DENSE,
     accuracy_layout,
+    kept_scores,
     published_table2,
     recipe_label,
     task_ladder,
@@ -20,6 +21,7 @@ __all__ = [
     "TaskScores",
     "accuracy_layout",
     "file_scores",
+    "kept_scores",
     "paired_difference",
     "published_table2",
     "read_task",

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module, metadata
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,7 +52,7 @@ def run_harness(
             "Tasks are fetched and run by lm-evaluation-harness, which is not installed: pip "
             "install 'esparse_lab[zero-shot]'. Tasks from local files need none: --tasks-data DIR."
         ) from error
-    manager = managing.TaskManager() if manager is None else manager
+    manager = _own_tasks(managing) if manager is None else manager
     for task in tasks:
         if task not in manager.all_tasks:
             near = get_close_matches(task, manager.all_tasks, n=3)
@@ -74,9 +76,23 @@ def run_harness(
             f"The harness could not run {', '.join(tasks)}: {error}. Its data comes from the "
             "Hugging Face hub; tasks from local files need none: --tasks-data DIR."
         ) from error
-    source = {"harness": metadata.version("lm_eval"), "versions": dict(results["versions"])}
+    source = {"harness": harness_version(), "versions": dict(results["versions"])}
     figures = _figures(results)
     return figures, _items(results["samples"], figures), source
+
+
+def harness_version() -> str | None:
+    """The version of lm-evaluation-harness; None where it is not installed."""
+    try:
+        return metadata.version("lm_eval")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def _own_tasks(managing: ModuleType) -> "TaskManager":
+    """The harness's own tasks: reading its thousands of definitions takes seconds."""
+    return managing.TaskManager()
 
 
 def _figures(results: dict) -> pd.DataFrame:

@@ -1,6 +1,8 @@
 """The dense model and every recipe on the same questions, and the paper's Table 2 beside them."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import pandas as pd
 from torch import Tensor
@@ -12,11 +14,13 @@ from esparse_lab.models import LoadedModel
 from esparse_lab.pruning import Recipe, prune_model
 from esparse_lab.recipes import search_name
 from esparse_lab.result_cache import cached
-from esparse_lab.tables import paper_table
-from esparse_lab.tasks.evaluation import MEAN, TaskScores, file_scores
-from esparse_lab.tasks.questions import TASKS, TaskFile
+from esparse_lab.tables import REFERENCE, paper_table
+from esparse_lab.tasks.evaluation import MEAN, TaskScores, file_scores, task_scores
+from esparse_lab.tasks.harness import harness_version
+from esparse_lab.tasks.questions import TASKS, read_task
 
 DENSE = "dense"
+KEPT = "zero_shot_h100"
 
 
 def recipe_label(recipe: Recipe) -> str:
@@ -33,8 +37,10 @@ def task_ladder(
     loaded: LoadedModel,
     calibration: Tensor,
     recipes: Iterable[Recipe],
-    files: Sequence[TaskFile],
+    tasks: Sequence[str] = tuple(TASKS),
     *,
+    limit: int | None = None,
+    data: str | Path | None = None,
     progress: bool = True,
 ) -> Iterator[tuple[str, TaskScores]]:
     """What the dense model and the model after each recipe score, each as soon as it is measured.
@@ -46,19 +52,25 @@ def task_ladder(
         loaded: the dense model.
         calibration: int64 [sequence, position].
         recipes: what to try.
-        files: the questions, from `read_task`.
+        tasks: as in `zero_shot`.
+        limit: as in `zero_shot`.
+        data: as in `zero_shot`.
         progress: show bars.
 
     Yields:
         "dense" or the recipe's label, and the scores.
     """
+    files = None if data is None else [read_task(task, data, limit=limit) for task in tasks]
 
     def scores(recipe: Recipe | None) -> dict:
-        model = loaded.model
+        model, tokenizer = loaded.model, loaded.tokenizer
         with weights_restored(model):
             if recipe is not None:
                 prune_model(model, calibration, recipe, progress=progress)
-            found = file_scores(model, loaded.tokenizer, files, progress=progress)
+            if files is None:
+                found = task_scores(model, tokenizer, tasks, limit=limit)
+            else:
+                found = file_scores(model, tokenizer, files, progress=progress)
         return {
             "table": found.table.to_dict("list"),
             "items": found.items.to_dict("list"),
@@ -72,7 +84,9 @@ def task_ladder(
         "name": loaded.name,
         "dtype": str(loaded.model.dtype),
         "device": loaded.model.device.type,
-        "tasks": [(file.task, file.sha256, len(file.questions)) for file in files],
+        "tasks": [harness_version(), list(tasks), limit]
+        if files is None
+        else [(file.task, file.sha256, len(file.questions)) for file in files],
     }
     for recipe in (None, *recipes):
         reads_tokens = recipe is not None and (recipe.needs or recipe.allocation) is not None
@@ -119,3 +133,18 @@ def published_table2() -> pd.DataFrame:
     wide = wide.rename(columns={MEAN: "printed mean"})
     wide.insert(len(TASKS), MEAN, wide[list(TASKS)].mean(axis=1))
     return wide[[*TASKS, MEAN, "printed mean"]].rename_axis(columns=None).reset_index()
+
+
+def kept_scores() -> tuple[pd.DataFrame, pd.DataFrame, dict] | None:
+    """What `benchmarks/zero_shot.py` measured on a GPU; None where nothing is kept.
+
+    Returns:
+        Accuracies (model and the columns of `TaskScores.table`), paired differences to the dense
+        model (model and the columns of `paired_difference`), and the run record.
+    """
+    record = REFERENCE / "records" / f"{KEPT}.json"
+    if not record.is_file():
+        return None
+    tables = (REFERENCE / "tables" / f"{KEPT}.{name}.csv" for name in ("accuracy", "paired"))
+    accuracy, paired = map(pd.read_csv, tables)
+    return accuracy, paired, json.loads(record.read_text())
