@@ -111,7 +111,7 @@ class Model(Panel):
             )
         self._summary = None if stats is None else self._summarised(stats)
         self._compared: dict[tuple, pd.DataFrame] = {}
-        self._open: Panel | None = None
+        self._opened: dict[str, Panel] = {}
         super().__init__(
             {
                 "measure": measure,
@@ -231,21 +231,22 @@ class Model(Panel):
     def set(self, **changes) -> None:
         """As `Panel.set`; the explorer below follows the marked cell."""
         super().set(**changes)
-        opened = OPENS[self.settings["opens"]]
-        place = {name: self.settings[name] for name in ("block", "role")}
-        if opened is None:
-            self._open = None
-        elif type(self._open) is opened:
-            self._open.set(**place)
-        else:
-            chosen = ("method", "other", "pattern") if opened is Masks else ()
-            self._open = opened(self.reading, **place, **{n: self.settings[n] for n in chosen})
+        name = self.settings["opens"]
+        place = {setting: self.settings[setting] for setting in ("block", "role")}
+        if name in self._opened:
+            self._opened[name].set(**place)
+        elif name != "nothing":
+            chosen = ("method", "other", "pattern") if name == "masks" else ()
+            chosen = {setting: self.settings[setting] for setting in chosen}
+            self._opened[name] = OPENS[name](self.reading, **place, **chosen)
         if self._face is not None:
+            for each, panel in self._opened.items():
+                panel.widget.layout.display = None if each == name else "none"
             self._arrange()
 
     def below(self) -> list[W.Widget]:
-        """The opened explorer."""
-        return [] if self._open is None else [self._open.widget]
+        """The opened explorers, of which one at most is shown; a view is not taken away."""
+        return [panel.widget for panel in self._opened.values()]
 
     def _what(self) -> str:
         s = self.settings

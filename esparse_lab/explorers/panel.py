@@ -208,16 +208,23 @@ class Panel(ABC):
         self._sent = self._shown
         plot = go.FigureWidget(self._shown)
         plot._config = {**plot._config, "displaylogo": False}
-        plot.observe(self._fit, "_view_count")
+        self._views, self._reported = plot._view_count, False
+        plot.observe(self._fit, ["_view_count", "_js2py_traceDeltas"])
         self.connect(plot)
         return plot
 
     def _fit(self, change: dict) -> None:
-        """Have a new view take the page's width, which it did not know when it was made."""
+        """Have a new view take the page's width, which it did not know when it was made.
+
+        Only once it is drawn: a view reports its traces then, and is counted before or after.
+        """
         plot = change["owner"]
-        with self._quietly():
-            plot.layout.autosize = None
-            plot.layout.autosize = True
+        self._reported |= change["name"] == "_js2py_traceDeltas" and bool(change["new"])
+        if self._reported and plot._view_count != self._views:
+            self._views, self._reported = plot._view_count, False
+            with self._quietly():
+                plot.layout.autosize = None
+                plot.layout.autosize = True
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:

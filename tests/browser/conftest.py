@@ -168,7 +168,7 @@ class Notebook:
             "() => { window.ran = false; window.jupyterapp.commands"
             ".execute('notebook:run-all-cells').then(() => { window.ran = true }) }"
         )
-        self.page.wait_for_function("window.ran", timeout=60_000)
+        self.page.wait_for_function("window.ran", timeout=180_000)
         errors = self.page.locator('[data-mime-type="application/vnd.jupyter.error"]')
         assert errors.count() == 0, errors.first.inner_text()
         self.page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length > 0")
@@ -203,7 +203,7 @@ class Cell:
     def wait(self, condition: str, plot: int = 0) -> None:
         """Until a JavaScript condition of `plot`, the graph element, holds."""
         self.page.wait_for_function(
-            self._find % f"plot?.data && ({condition})", arg=plot, timeout=20_000
+            self._find % f"plot?.data && ({condition})", arg=plot, timeout=60_000
         )
 
     def place(self, subplot: str, x: float, y: float, plot: int = 0) -> tuple[float, float]:

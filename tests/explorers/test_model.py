@@ -87,18 +87,21 @@ def test_a_click_opens_the_layer_below(panel):
     assert len(panel.widget.children) == 4
     click(2, 6)
     assert (panel.settings["block"], panel.settings["role"]) == (2, "down_proj")
-    below = panel._open
+    below = panel._opened["channels"]
     assert isinstance(below, Channels)
     assert panel.widget.children[-1] is below.widget
     assert "model.layers.2.mlp.down_proj" in below.figure().layout.title.text
     click(0, 0)
-    assert panel._open is below
+    assert panel._opened == {"channels": below}
     assert "model.layers.0.self_attn.q_proj" in below.plot.layout.title.text
     panel.set(opens="masks", pattern="4:8")
-    assert isinstance(panel._open, Masks)
-    assert panel._open.settings["pattern"] == "4:8"
+    masks = panel._opened["masks"]
+    assert isinstance(masks, Masks)
+    assert masks.settings["pattern"] == "4:8"
+    shown = {below.widget: "none", masks.widget: None}
+    assert {widget: widget.layout.display for widget in panel.widget.children[4:]} == shown
     panel.set(opens="nothing")
-    assert len(panel.widget.children) == 4
+    assert {widget.layout.display for widget in panel.widget.children[4:]} == {"none"}
 
 
 def test_experts_without_tokens_stay_empty(mixture, few_tokens):
