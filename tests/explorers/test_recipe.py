@@ -263,7 +263,8 @@ def test_other_explorers_of_the_model_are_busy_meanwhile(panel, loaded, tokens, 
     gate.open.set()
     panel.join()
     assert "cancelled" in panel._news.value
-    channels.set(block=1)
+    channels.set(block=1)  # from nothing that was read meanwhile
+    assert channels.to_frame().equals(Channels(loaded, tokens, block=1).to_frame())
     channels.set(block=0)
     assert channels.to_frame().equals(seen)
     assert list(other.run().method) == ["dense", "wanda"]
