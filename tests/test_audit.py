@@ -207,6 +207,7 @@ def test_text_against_tables(paper):
     # What only the wrong average of 13B Magnitude contradicts is told apart.
     other = claims.loc["“when compared with other established baseline methods”"]
     assert other.matter == "print"
+    assert "LLaMA-13B: 51.41 against 57.71" in other.arithmetic
     assert "it holds once wrong results are recomputed" in other.arithmetic
 
 
@@ -303,6 +304,7 @@ def test_expressions(tmp_path, expression, value):
         '__import__("os").system("true")',
         "cells(1).__class__",
         "open",
+        'open("x")',
         "[x for x in [1]]",
         "lambda: 1",
         "2 ** 99999999",
@@ -375,6 +377,14 @@ def test_a_smaller_dense_model_in_less_memory(paper):
     # 2:4 LLaMA-13B takes 14.93 GB; dense LLaMA-7B takes 13.48 GB and has 5.68 against 8.26.
     assert "LLaMA-13B 2:4 14.93 GB 8.26, LLaMA-7B 13.48 GB 5.68" in words
     assert "LLaMA-7B 2:4" not in words  # no dense model is smaller than that
+
+
+@pytest.mark.parametrize(("sparse", "found"), [("8.00", 0), ("9.50", 1)])
+def test_a_sparse_model_that_is_better_for_its_memory_is_no_finding(tmp_path, sparse, found):
+    rows = [("dense", "", "LLaMA-7B", "9.00"), ("esparse", "2:4", "LLaMA-13B", sparse)]
+    table = pd.DataFrame(rows, columns=["method", "pattern", "model", "value"])
+    table = table.assign(table="1", row=table.method, column=table.model, unit="perplexity")
+    assert (audit(write(tmp_path, {"table1": table})).check == "memory").sum() == found
 
 
 def test_figures_show_what_they_are_given():

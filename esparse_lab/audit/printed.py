@@ -41,7 +41,7 @@ class Printed:
         if not paths:
             raise InputError(f"{folder} holds no table*.csv; see data/paper/SOURCES.md.")
         cells = pd.concat([_read(path) for path in paths], ignore_index=True)
-        cells = cells.reindex(columns=[*dict.fromkeys([*cells, *KEYS])]).fillna("")
+        cells = cells.fillna("").assign(**{key: "" for key in KEYS if key not in cells})
         written = cells.value.where(cells.unit != "shape")
         digits = written.str.partition(".")[2].str.len()
         number = pd.to_numeric(written)
