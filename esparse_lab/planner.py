@@ -5,7 +5,7 @@ whatever makes the activation must hand it over reordered. A matrix that makes i
 when its rows are permuted; a norm over the residual stream needs a gather of its output.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -282,6 +282,8 @@ def legality_table(
     method: PruningMethod,
     pattern: Pattern,
     search: OrderSearch,
+    *,
+    blocks: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """What it costs to keep to orders that can be had: retained shares of the score, 0 to 1.
 
@@ -291,6 +293,7 @@ def legality_table(
         method: whose scores are to be kept.
         pattern: the N:M pattern.
         search: how orders are looked for.
+        blocks: numbers of the blocks to look at; None for all.
 
     Columns: block (its number), group, layers, how, constraint, own (the channels as they are),
     unconstrained (the group's best order that the search found), legal (the best that can be had,
@@ -302,10 +305,14 @@ def legality_table(
         by = method if seen is None or seen.n_tokens else Magnitude()
         return torch.cat([by.score(layer.weight, seen) for layer in group.layers.values()])
 
-    table = plan_table(model).set_index("group")
+    plans = order_plans(model)
+    table = plan_table(model)
+    if blocks is not None:
+        table = table[table["block"].isin(blocks)]
     legal: dict[int, ChannelOrder] = {}
     found = []
-    for name, plan in order_plans(model).items():
+    for name in table["group"]:
+        plan = plans[name]
         [group] = [g for g in plan.groups if g.name == name]
         own = scores(group)
         if id(plan) not in legal:
@@ -324,5 +331,4 @@ def legality_table(
         shares["free"] = shares["legal" if plan.how == "free" else "own"]
         found.append({"group": name, **shares})
     columns = ["block", "group", "layers", "how", "constraint"]
-    frame = table.reset_index()[columns].merge(pd.DataFrame(found), on="group", validate="1:1")
-    return frame
+    return table[columns].merge(pd.DataFrame(found), on="group", validate="1:1")

@@ -16,6 +16,7 @@ from esparse_lab.figures.gemm import atlas_figure, gemm_figure, roofline_figure
 from esparse_lab.figures.memory import footprint_figure, table6_figure
 from esparse_lab.figures.permutation import retained_figure, score_picture, search_trace_figure
 from esparse_lab.figures.perplexity import methods_figure, perplexity_figure
+from esparse_lab.figures.plan import plan_map
 from esparse_lab.figures.style import LABELS, OKABE_ITO
 from esparse_lab.figures.tasks import paired_figure
 from esparse_lab.figures.teaching import MatrixPanel, matrix_picture
@@ -36,6 +37,7 @@ __all__ = [
     "methods_figure",
     "paired_figure",
     "perplexity_figure",
+    "plan_map",
     "rank_change_figure",
     "retained_figure",
     "roofline_figure",
