@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 from tiny_models import TINY_CONFIGS, random_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 from esparse_lab import EsparseError, InputError, paired_difference, task_scores, zero_shot
+from esparse_lab.cli import app
 from esparse_lab.models import LoadedModel, embedded_model_folder, load_model
 from esparse_lab.reports import NOTEBOOKS
 from esparse_lab.reports.execute import run_notebook
@@ -24,7 +26,7 @@ from esparse_lab.reports.parameters import notebook_parameters
 from esparse_lab.tasks import TASKS, accuracy_layout, published_table2, read_task, task_ladder
 from esparse_lab.tasks.harness import run_harness
 from esparse_lab.tasks.paired import mcnemar
-from esparse_lab.tasks.scoring import choice_loglikelihoods
+from esparse_lab.tasks.scoring import _batches, _Stem, choice_loglikelihoods
 
 needs_harness = pytest.mark.skipif(
     not find_spec("lm_eval"), reason="needs lm-evaluation-harness: pip install '.[zero-shot]'"
@@ -271,6 +273,22 @@ def test_every_family_scores_a_choice_as_one_plain_forward_does(model_type, toke
         assert scores == pytest.approx(wanted, rel=1e-4)
 
 
+def test_batches_hold_stems_of_one_shape_and_no_more_tokens_than_may_run_together():
+    generator = np.random.default_rng(0)
+    stems = [
+        _Stem([0] * length, [[0] * n for n in generator.integers(1, 30, choices)], [])
+        for length, choices in generator.integers((5, 2), (8, 4), (200, 2))
+    ]
+    batches = list(_batches(stems, 400))
+    assert sorted(map(id, chain(*batches))) == sorted(map(id, stems))
+    assert max(map(len, batches)) > 1
+    for batch in batches:
+        assert len({stem.shape for stem in batch}) == 1
+        longest = max(len(answer) for stem in batch for answer in stem.answers)
+        length, choices = batch[0].shape
+        assert len(batch) == 1 or len(batch) * (length + choices * longest) <= 400
+
+
 def test_accuracy_and_its_error_by_hand(model, tokenizer, data):
     """Right and wrong from plain forwards; the error of a share p of n is sqrt(p (1-p) / (n-1))."""
     lines = [
@@ -400,6 +418,15 @@ def test_paired_difference_by_hand():
     assert paired_difference(ours, base).equals(paired_difference(ours, shuffled))
 
 
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95])
+def test_the_interval_is_the_binomials_where_only_losses_occur(confidence):
+    """Resampling 40 items of which 10 were lost draws Binomial(40, 1/4) losses."""
+    ours, base = items_of({"a": [0] * 10 + [1] * 30}), items_of({"a": [1] * 40})
+    row = paired_difference(ours, base, confidence=confidence, draws=200_000).iloc[0]
+    few, many = binom.ppf([(1 - confidence) / 2, (1 + confidence) / 2], 40, 0.25)
+    assert (row.low, row.high) == pytest.approx((-many / 40, -few / 40))
+
+
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     generator = np.random.default_rng(3)
     base_rate, gain, loss = 0.6, 0.05, 0.15  # truth: -0.10
@@ -474,6 +501,48 @@ def test_published_means_are_computed_and_differ_from_the_printed_ones():
     assert len(table) == 20
     off = (table["mean"] - table["printed mean"]).abs() > 0.006
     assert off.sum() == 6  # METHODS.md names them
+
+
+def esparse(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="esparse")
+
+
+def test_the_command_prints_the_scores_and_the_paired_differences(model, tokenizer, data, tmp_path):
+    for name, broken in (("tiny", False), ("other", True)):
+        if broken:
+            model.lm_head.weight.data.neg_()
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    options = ["--tasks-data", data, "--limit", 1, "--against", tmp_path / "tiny", "--json"]
+    result = esparse("eval", tmp_path / "other", *options)
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    ours = zero_shot(model, tokenizer, data=data, limit=1, progress=False)
+    assert [row["value"] for row in told["tasks"]] == ours.value.tolist()
+    assert told["tasks"][0]["stderr"] is None  # one question has no spread
+    assert (told["model"], told["against"]["model"]) == ("other", "tiny")
+    differences = {row["difference"] for row in told["paired"] if row["task"] != "mean"}
+    assert {-1.0, 1.0} & differences <= differences <= {-1.0, 0.0, 1.0}
+    result = esparse("eval", tmp_path / "tiny", "--tasks", "piqa, sciq", "--tasks-data", data)
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == (
+        ["piqa"] * 2 + ["sciq"] * 2 + ["mean"] * 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--tasks", "pica"], "Did you mean 'piqa'?"),
+        (["--tasks", "piqa", "--windows", 3], "--windows belongs to perplexity"),
+        (["--tasks", "piqa", "--limit", 0], "Invalid value for '--limit'"),
+    ],
+)
+def test_the_command_refuses_what_does_not_go_together(options, says, data):
+    # The model does not exist: it would be the next thing to be missed.
+    result = esparse("eval", "nowhere", "--tasks-data", data, *options)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert "--limit and --against belong to --tasks" in esparse("eval", "x", "--limit", 3).stderr
 
 
 @pytest.mark.parametrize("measured", [True, False])
