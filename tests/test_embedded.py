@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 import esparse_lab as el
 from esparse_lab.models import embedded_model_folder
@@ -39,6 +40,32 @@ def test_perplexity_in_wandas_convention():
     found = el.perplexity(loaded.model, windows, progress=False)
     # Measured by an independent script before this code was written.
     assert found.value == pytest.approx(22.060, abs=0.01)
+
+
+@torch.no_grad()
+def test_a_folded_model_is_nm_in_memory_and_computes_the_same(tmp_path):
+    loaded = el.load_model("smollm2-135m", device="cpu")
+    text = el.load_corpus("wikipedia", "train")
+    tokens = el.token_windows(loaded.tokenizer, text, split="train", length=64, count=2, seed=0)
+    recipe = el.Recipe(el.Wanda(), el.Pattern(2, 4), el.GlobalShuffle(), orders="legal")
+    layers = el.prune_model(loaded.model, tokens, recipe, progress=False)
+    masked = loaded.model(tokens).logits
+    written = loaded.model.generate(tokens[:1, :16], max_new_tokens=8, do_sample=False)
+    layers = el.fold(loaded.model, layers)
+    assert float((loaded.model(tokens).logits - masked).abs().max()) < 1e-4 * float(
+        masked.abs().max()
+    )
+    assert torch.equal(
+        loaded.model.generate(tokens[:1, :16], max_new_tokens=8, do_sample=False), written
+    )
+    el.save_pruned(loaded.model.half(), recipe, layers, tmp_path / "a", compressed=True)
+    assert not [c for c in el.check_storage(tmp_path / "a") if c.violation]
+    weights = sum(layer.mask.numel() for layer in layers)
+    left = 2 * (loaded.model.num_parameters() - weights)  # embedding and norms, float16
+    size = (tmp_path / "a" / "esparse.safetensors").stat().st_size
+    assert size == pytest.approx(2 * 9 / 16 * weights + left, rel=0.003)  # and indices, header
+    back = el.load_pruned(tmp_path / "a", device="cpu").model.state_dict()
+    assert all(torch.equal(t, back[name]) for name, t in loaded.model.state_dict().items())
 
 
 @pytest.fixture(scope="module")
