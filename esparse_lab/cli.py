@@ -228,7 +228,8 @@ def prune(
         str,
         typer.Option(
             help="Which channel orders: any, the weights staying in place (mask); those the "
-            "weights can be stored in, with a gather after norms (legal); without gathers (free)."
+            "weights can be stored in, with a gather after norms (legal); without gathers (free); "
+            "likewise, with one order for the residual stream (stream)."
         ),
     ] = "mask",
     compress: Annotated[

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from esparse_lab.architectures import transformer_blocks
+from esparse_lab.blocks import LINEAR
 from esparse_lab.errors import InputError, unknown
 from esparse_lab.permutation import ChannelOrder
 from esparse_lab.planner import OrderPlan, order_plans
 from esparse_lab.pruning import PrunedLayer
+from esparse_lab.residual_stream import stream_readers
 
 
 class GatheredNorm(nn.Module):
@@ -77,6 +80,9 @@ def fold(model: PreTrainedModel, layers: Iterable[PrunedLayer]) -> list[PrunedLa
 def fold_orders(model: PreTrainedModel, orders: Mapping[str, ChannelOrder]) -> None:
     """Store layers' input channels in `orders`, and make what they read to match, in place.
 
+    Where all layers that read the residual stream have one order, embeddings, norms, head and all
+    that writes to it take it, and nothing is gathered.
+
     Args:
         model: of a family that `architectures.py` describes.
         orders: by layer; layers that read one activation must all have the same one.
@@ -91,12 +97,59 @@ def fold_orders(model: PreTrainedModel, orders: Mapping[str, ChannelOrder]) -> N
         known = [name for plan in plans.values() for g in plan.groups for name in g.layers]
         raise unknown("layer", min(strange), known)
     moves = _Moves(model)
-    for plan in {id(plan): plan for plan in plans.values()}.values():
-        order = _order_of(plan, orders)
-        if order is not None:
+    ordered = {
+        id(plan): (plan, order)
+        for plan in plans.values()
+        if (order := _order_of(plan, orders)) is not None
+    }
+    if stream := _one_order([ordered.get(id(plan)) for plan in stream_readers(plans)]):
+        _stream_moves(moves, model, plans, stream)
+    for plan, order in ordered.values():
+        if plan.writers or stream is None:
             _plan_moves(moves, model, plan, order)
     moves.refuse_shared()
     moves.make()
+
+
+def _one_order(found: list[tuple[OrderPlan, ChannelOrder] | None]) -> ChannelOrder | None:
+    """The order that all plans have, if they have one."""
+    if not found or None in found:
+        return None
+    orders = [order for _, order in found]
+    same = all(torch.equal(order.index, orders[0].index) for order in orders)
+    return orders[0] if same else None
+
+
+def _stream_moves(
+    moves: "_Moves", model: PreTrainedModel, plans: Mapping[str, OrderPlan], order: ChannelOrder
+) -> None:
+    """Everything that makes, reads or writes the residual stream, in one order."""
+    index, hidden = order.index, len(order.index)
+    blocks = transformer_blocks(model)
+    inside = {id(p) for block in blocks for p in block.module.parameters()}
+    if gathered := list(gathered_norms(model)):
+        raise InputError(f"{gathered[0]} gathers already: order the residual stream before that.")
+    for plan in {id(plan): plan for plan in plans.values()}.values():
+        for name, matrix in ((n, m) for g in plan.groups for n, m in g.layers.items()):
+            axis = 0 if plan.writers else 1  # what attention and MLPs end with writes to the stream
+            moves.rewrites.append((matrix.weight, matrix.stored, name, axis, index))
+            if plan.writers and matrix.bias is not None:
+                moves.rewrites.append((matrix.bias.data, matrix.bias, f"{name}.bias", 0, index))
+        for path in plan.also_read:
+            weight = model.get_submodule(path).weight
+            moves.rewrites.append((weight.data, weight, path, 1, index))
+    for block in blocks:
+        for name, norm in block.module.named_children():
+            own = () if isinstance(norm, LINEAR) else norm.parameters(recurse=False)
+            for p in own:
+                moves.rewrites.append((p.data, p, f"{block.name}.{name}", 0, index))
+    # Another model inside (of images) has a stream of its own.
+    others = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m is not model]
+    others = [m for m in others if not inside & {id(p) for p in m.parameters()}]
+    inside |= {id(p) for other in others for p in other.parameters()}
+    for p in model.parameters():  # tied ones once: they are permuted alike
+        if id(p) not in inside and hidden in p.shape:
+            moves.outside.append((p.data, p.dim() - 1 if p.shape[-1] == hidden else 0, index))
 
 
 @dataclass
@@ -107,11 +160,13 @@ class _Moves:
         model: whose weights.
         rewrites: a view [.., axis, ..] of a parameter, its name, the axis and the order along it.
         gathers: norms to gather, by path.
+        outside: embeddings, norms and head around the blocks: views, axes and orders.
     """
 
     model: nn.Module
     rewrites: list[tuple[Tensor, nn.Parameter, str, int, Tensor]] = field(default_factory=list)
     gathers: dict[str, Tensor] = field(default_factory=dict)
+    outside: list[tuple[Tensor, int, Tensor]] = field(default_factory=list)
 
     def refuse_shared(self) -> None:
         """Raise `InputError` if something to be changed is used in more than one place."""
@@ -135,7 +190,8 @@ class _Moves:
 
     def make(self) -> None:
         """Rewrite everything."""
-        for view, _, _, axis, index in self.rewrites:
+        inside = [(view, axis, index) for view, _, _, axis, index in self.rewrites]
+        for view, axis, index in inside + self.outside:
             view.copy_(view.index_select(axis, index.to(view.device)))
         for path, index in self.gathers.items():
             gather_after(self.model, path, index)

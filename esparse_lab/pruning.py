@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from esparse_lab.allocation import Allocation
 from esparse_lab.architectures import Block, InputGroup, transformer_blocks
-from esparse_lab.capture import BlockWalk, block_stats
+from esparse_lab.capture import BlockWalk, block_stats, collect_layer_stats
 from esparse_lab.channel_stats import LayerStats, Needs, gram
 from esparse_lab.errors import EsparseError, InputError, unknown
 from esparse_lab.likelihood import Told
@@ -26,10 +26,11 @@ from esparse_lab.methods import Choice, Magnitude, PruningMethod
 from esparse_lab.permutation import ChannelOrder, OrderSearch
 from esparse_lab.planner import Constraint, OrderPlan, legal_order, order_plans
 from esparse_lab.reconstruction import Reconstruction
+from esparse_lab.residual_stream import stream_order
 from esparse_lab.twin import DenseTwin, matched_stats
 
 Calibration = Literal["sequential", "dense", "layerwise", "matched"]
-Orders = Literal["mask", "legal", "free"]
+Orders = Literal["mask", "legal", "free", "stream"]
 
 
 def can_be_ordered(sparsity: Sparsity, allocation: Allocation | None) -> bool:
@@ -57,7 +58,8 @@ class Recipe:
         allocation: gives each layer a sparsity of its own; None gives all of them `pattern`.
         orders: which channel orders may be searched. "mask" takes any: the mask is N:M after the
             permutation alone. "legal" takes those that `fold` can store the weights in, with a
-            gather after norms; "free" those that need no gather, so other layers keep theirs.
+            gather after norms; "free" those that need no gather, so other layers keep theirs;
+            "stream" gives these one order for the whole residual stream, which needs no gather.
     """
 
     method: PruningMethod
@@ -182,12 +184,24 @@ def prune_model(
     twin = twin_of(walk, recipe)
     sparsities = layer_sparsities(model, tokens, recipe)
     plans = recipe_plans(model, recipe)
+    given = _stream_orders(model, tokens, recipe)
     pruned: list[PrunedLayer] = []
     for index in tqdm(range(len(blocks)), "pruning", unit="block", disable=not progress):
         if told is not None:
             told("pruning, block", index, len(blocks))
-        pruned += prune_block(blocks[index], walk, twin, index, recipe, sparsities, plans)
+        pruned += prune_block(blocks[index], walk, twin, index, recipe, sparsities, plans, given)
     return pruned
+
+
+def _stream_orders(
+    model: PreTrainedModel, tokens: Tensor | None, recipe: Recipe
+) -> dict[str, ChannelOrder]:
+    """The order of the residual stream, from the dense model; empty for other `orders`."""
+    if recipe.orders != "stream" or recipe.search is None:
+        return {}
+    needs = recipe.method.needs
+    stats = {} if needs is None else collect_layer_stats(model, tokens, needs=needs, progress=False)
+    return stream_order(model, stats, recipe.method, recipe.pattern, recipe.search)
 
 
 def recipe_plans(model: PreTrainedModel, recipe: Recipe) -> dict[str, OrderPlan]:
@@ -195,7 +209,7 @@ def recipe_plans(model: PreTrainedModel, recipe: Recipe) -> dict[str, OrderPlan]
     if recipe.orders == "mask" or recipe.search is None:
         return {}
     plans = order_plans(model)
-    if recipe.orders == "legal":
+    if recipe.orders != "free":
         return plans
     return {
         name: plan if plan.how == "free" else replace(plan, constraint=None)
@@ -233,9 +247,10 @@ def prune_block(
     recipe: Recipe,
     sparsities: dict[str, Sparsity | None],
     plans: Mapping[str, OrderPlan] = {},
+    given: Mapping[str, ChannelOrder] = {},
 ) -> list[PrunedLayer]:
     """Prune block number `index` in place and move the walks on to the next one."""
-    orders: dict[str, ChannelOrder | None] = {}
+    orders: dict[str, ChannelOrder | None] = dict(given)
     stats: dict[str, LayerStats] = {}
     by_layer = recipe.calibration in ("layerwise", "matched")
     more = walk is not None and index + 1 < len(walk.blocks)

@@ -71,10 +71,11 @@ def test_a_saved_model_comes_back_as_it_was(model_type, orders, compressed, tmp_
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("orders", ["free", "stream"])
 @pytest.mark.parametrize("model_type", TINY_CONFIGS)
-def test_without_gathers_plain_transformers_loads_it(model_type, tmp_path, tokens):
+def test_without_gathers_plain_transformers_loads_it(model_type, orders, tmp_path, tokens):
     model = random_model(model_type)
-    saved(model, tmp_path / "a", orders="free")
+    saved(model, tmp_path / "a", orders=orders)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
     assert torch.equal(plain.eval()(tokens).logits, model(tokens).logits)
 

@@ -1,6 +1,7 @@
 """A folded model computes what it computed, and its stored matrices are N:M."""
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -33,6 +34,26 @@ VARIANTS = {
 POST_NORM = ("opt, norms behind", "bloom, norms in the stream")
 
 
+def in_float64(norm: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The norm's own formula: transformers rounds it to float32 whatever the model is."""
+    name = type(norm).__name__
+    offset = 1.0 if name.startswith("Gemma") else 0.0
+    eps = norm.eps if name.startswith("Gemma") else norm.variance_epsilon
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * (offset + norm.weight)
+
+    return forward
+
+
+def exactly(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with RMS norms that compute in float64."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = in_float64(module)
+    return model
+
+
 def lively(variant: str) -> PreTrainedModel:
     """A float64 model whose biases and norms do something: transformers starts them at 0 and 1."""
     model_type, changes = VARIANTS[variant]
@@ -43,7 +64,7 @@ def lively(variant: str) -> PreTrainedModel:
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.data += (0.3 if parameter.dim() == 1 else 0.1) * noise
-    return model
+    return exactly(model)
 
 
 def pruned_and_folded(
@@ -52,7 +73,7 @@ def pruned_and_folded(
     masked = lively(variant)
     recipe = Recipe(Wanda(), PATTERN, BlockShuffle(block=12), orders=orders)
     layers = prune_model(masked, tokens, recipe, progress=False)
-    folded = copy.deepcopy(masked)
+    folded = exactly(copy.deepcopy(masked))
     return masked, folded, fold(folded, layers)
 
 
@@ -88,9 +109,12 @@ def test_a_folded_model_is_nm_in_memory_and_computes_the_same(variant, tokens):
     assert torch.equal(written, masked.generate(prompt, **settings))
 
 
+@pytest.mark.parametrize("orders", ["free", "stream"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_free_orders_need_no_gather(variant, tokens):
-    masked, folded, layers = pruned_and_folded(variant, tokens, orders="free")
+def test_other_orders_need_no_gather(variant, orders, tokens):
+    masked, folded, layers = pruned_and_folded(variant, tokens, orders=orders)
+    if orders == "stream":
+        assert all(layer.order is not None for layer in layers)
     assert not gathered_norms(folded)
     assert any(layer.order is not None for layer in layers)
     assert all(is_nm(matrix(folded, layer.name)) for layer in layers)
@@ -175,6 +199,26 @@ def test_masks_of_any_order_cannot_all_be_folded(tiny_llama, tokens):
     mask = torch.ones(2, 2, dtype=torch.bool)
     with pytest.raises(InputError, match="a is folded already"):
         fold(tiny_llama, [PrunedLayer("a", mask, None, 1.0, 0.0, folded=True)])
+
+
+def test_the_stream_is_ordered_before_any_norm_gathers(tiny_llama):
+    readers = [f"self_attn.{n}_proj" for n in "qkv"] + ["mlp.gate_proj", "mlp.up_proj"]
+    first = {f"model.layers.0.{name}": REVERSED for name in readers[:3]}
+    fold_orders(tiny_llama, first)
+    everywhere = {f"model.layers.{i}.{name}": REVERSED for i in range(3) for name in readers}
+    with pytest.raises(InputError, match=r"layers\.0\.input_layernorm gathers already"):
+        fold_orders(tiny_llama, everywhere)
+
+
+@torch.no_grad()
+def test_tied_embeddings_are_permuted_once(tokens):
+    tied = random_model("gemma").double()  # head and embedding are one matrix
+    before, embedding = tied(tokens).logits, tied.get_input_embeddings().weight.clone()
+    readers = [f"self_attn.{n}_proj" for n in "qkv"] + ["mlp.gate_proj", "mlp.up_proj"]
+    fold_orders(tied, {f"model.layers.{i}.{n}": REVERSED for i in range(3) for n in readers})
+    assert torch.equal(tied.get_input_embeddings().weight, embedding.flip(1))
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
+    assert float((tied(tokens).logits - before).abs().max()) < 1e-5
 
 
 def test_no_order_no_change(tiny_llama):

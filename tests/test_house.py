@@ -23,6 +23,7 @@ ROOMS = [
     ["methods", "reconstruction", "twin", "pairwise"],
     ["permutation", "budget", "sensitivity", "allocation"],
     ["planner"],
+    ["residual_stream"],
     ["pruning", "likelihood"],
     ["folding"],
     ["comparison"],

@@ -25,6 +25,7 @@ from esparse_lab import (
     plan_table,
     prunable_layers,
     prune_model,
+    residual_stream,
     retained_share,
 )
 from esparse_lab.planner import Constraint
@@ -185,6 +186,32 @@ def test_what_legality_costs(tiny_llama, tokens):
     scores = torch.cat(rows).abs() * stats[name].norm
     kept = float((scores * nm_mask(scores, PATTERN)).sum() / scores.sum())
     assert table.own[name] == pytest.approx(kept, rel=1e-5)
+
+
+def test_the_stream_counts_every_layer_alike(tiny_llama):
+    layers = tiny_llama.model.layers
+    layers[1].mlp.up_proj.weight.data *= 1000  # must not outvote the others
+    names = [f"model.layers.{i}.{n}" for i in range(3) for n in (
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"
+    )]  # fmt: skip
+    shares = [matrix(tiny_llama, n).abs() / matrix(tiny_llama, n).abs().sum() for n in names]
+    best_first = torch.cat(shares).double().mean(dim=0).argsort(descending=True, stable=True)
+    dealt = [int(best_first[slot * 6 + group]) for group in range(6) for slot in range(4)]
+    recipe = Recipe(Magnitude(), PATTERN, GlobalShuffle(), orders="stream")
+    pruned = {p.name: p for p in prune_model(tiny_llama, None, recipe, progress=False)}
+    assert all(pruned[name].order.index.tolist() == dealt for name in names)
+
+
+def test_large_models_are_searched_by_every_kth_row(tiny_llama, monkeypatch):
+    monkeypatch.setattr(residual_stream, "MOST_ROWS", 100)  # of 360: every 4th
+    found = residual_stream.stream_order(tiny_llama, {}, Magnitude(), PATTERN, GlobalShuffle())
+    names = [n for p in residual_stream.stream_readers(order_plans(tiny_llama))
+             for g in p.groups for n in g.layers]  # fmt: skip
+    thinned = [matrix(tiny_llama, n).abs()[::4] for n in names]
+    thinned = torch.cat([rows / rows.sum() for rows in thinned])
+    assert thinned.shape[0] == 90
+    best = int(thinned.double().mean(dim=0).argmax())
+    assert {order.index[0].item() for order in found.values()} == {best}
 
 
 def test_dass_has_no_order_to_fold():
