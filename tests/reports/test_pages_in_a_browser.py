@@ -4,7 +4,7 @@ import html
 import re
 
 import pytest
-from test_summary import ROW
+from ladder_row import ROW
 
 from esparse_lab.reports import render_report
 

@@ -6,6 +6,7 @@ import math
 import nbformat
 import pandas as pd
 import pytest
+from ladder_row import ROW
 
 from esparse_lab.reports.execute import NotebookRun
 from esparse_lab.reports.html import NOTICED, outline
@@ -14,11 +15,6 @@ from esparse_lab.reports.summary import run_summary
 from esparse_lab.run_record import Run
 
 V4 = nbformat.v4
-ROW = {
-    **{"method": "wanda", "settings": "Wanda()", "pattern": "2:4", "search": "none"},
-    **{"reconstruct": False, "calibration": "sequential", "allocation": "", "dense": False},
-    **{"perplexity": 30.0, "retained_share": 0.8, "output_error": 0.1, "prune_seconds": 2.0},
-}
 
 
 def said(text):
