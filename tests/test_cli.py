@@ -443,3 +443,20 @@ def test_a_model_behind_gathers_is_evaluated_in_both_forms(folder, tmp_path):
     streamed = ["--stream", "--out", tmp_path / "b"]
     for options in (["--orders", "free"], ["--compress"]):
         assert esparse("prune", folder / "tiny", *text, *streamed, *options).exit_code == 2
+
+
+def test_a_streamed_folder_is_described_like_any_other(folder, tmp_path):
+    from esparse_lab import load_pruned
+
+    options = ["--method", "wanda", "--search", "none", "--dtype", "float32"]
+    _, plain, _ = pruned(folder, tmp_path / "plain", *options)
+    _, streamed, _ = pruned(folder, tmp_path / "streamed", *options, "--stream")
+    assert streamed["masks_sha256"] == plain["masks_sha256"]
+    assert streamed["recipe"] == plain["recipe"]
+    assert esparse("check", tmp_path / "streamed").exit_code == 0
+    loaded = load_pruned(tmp_path / "streamed", device="cpu", base=plain["model"]["name"])
+    assert loaded.tokenizer is not None
+    (tmp_path / "streamed" / "block-00001.safetensors").unlink()
+    result = esparse("check", tmp_path / "streamed")
+    assert result.exit_code == 1
+    assert "lacks block-00001.safetensors, which was saved with it" in result.stderr
