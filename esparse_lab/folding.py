@@ -102,7 +102,7 @@ def fold_orders(model: PreTrainedModel, orders: Mapping[str, ChannelOrder]) -> N
         for plan in plans.values()
         if (order := _order_of(plan, orders)) is not None
     }
-    if stream := _one_order([ordered.get(id(plan)) for plan in stream_readers(plans)]):
+    if stream := _one_order([ordered.get(id(plan)) for plan in stream_readers(model, plans)]):
         _stream_moves(moves, model, plans, stream)
     for plan, order in ordered.values():
         if plan.writers or stream is None:

@@ -118,18 +118,17 @@ def order_plans(model: PreTrainedModel) -> dict[str, OrderPlan]:
     Groups that share an order share a plan.
     """
     architecture = find_architecture(model)
-    heads = model.config.get_text_config().num_attention_heads
     plans = {}
     for block in transformer_blocks(model):
         of_block = {}
-        for plan in _block_plans(model, architecture, block, heads):
+        for plan in _block_plans(model, architecture, block):
             of_block |= {group.name: plan for group in plan.groups}
         plans |= {group.name: of_block[group.name] for group in block.groups}
     return plans
 
 
 def _block_plans(
-    model: PreTrainedModel, architecture: Architecture | None, block: Block, heads: int
+    model: PreTrainedModel, architecture: Architecture | None, block: Block
 ) -> Iterator[OrderPlan]:
     fed = {group.feeds: group for group in block.groups if group.feeds is not None}
     of_norm: dict[str, list[int]] = {}
@@ -142,6 +141,7 @@ def _block_plans(
             why = "the family has no entry in architectures.py: what makes it is not known"
             yield OrderPlan(block.name, (number,), (group,), "impossible", None, why=why)
         elif number == len(architecture.attention) - 1:
+            heads = model.config.get_text_config().num_attention_heads
             constraint, writer = _values(architecture, block, group, heads)
             why = "attention mixes positions, not the channels of a head: value rows may move in it"
             yield OrderPlan(block.name, (number,), (group,), "free", constraint, (writer,), why=why)

@@ -18,6 +18,8 @@ from esparse_lab import (
     Recipe,
     Wanda,
     collect_layer_stats,
+    fold,
+    fold_orders,
     legal_order,
     legality_table,
     nm_mask,
@@ -202,10 +204,25 @@ def test_the_stream_counts_every_layer_alike(tiny_llama):
     assert all(pruned[name].order.index.tolist() == dealt for name in names)
 
 
+def test_families_that_are_only_traced_keep_their_orders(tiny_llama):
+    tiny_llama.config.model_type = "of nobody"
+    recipe = Recipe(Magnitude(), PATTERN, GlobalShuffle(), orders="stream")
+    with pytest.raises(InputError, match="'of nobody' are not described"):
+        prune_model(tiny_llama, None, recipe, progress=False)
+    recipe = Recipe(Magnitude(), PATTERN, GlobalShuffle(), orders="legal")
+    layers = prune_model(tiny_llama, None, recipe, progress=False)
+    assert all(layer.order is None for layer in layers)
+    fold(tiny_llama, layers)
+    same = ChannelOrder(torch.arange(23, -1, -1))
+    square = {n: same for n, m in prunable_layers(tiny_llama).items() if m.weight.shape[1] == 24}
+    with pytest.raises(InputError, match="cannot have an order of its own: the family has no"):
+        fold_orders(tiny_llama, square)
+
+
 def test_large_models_are_searched_by_every_kth_row(tiny_llama, monkeypatch):
     monkeypatch.setattr(residual_stream, "MOST_ROWS", 100)  # of 360: every 4th
     found = residual_stream.stream_order(tiny_llama, {}, Magnitude(), PATTERN, GlobalShuffle())
-    names = [n for p in residual_stream.stream_readers(order_plans(tiny_llama))
+    names = [n for p in residual_stream.stream_readers(tiny_llama, order_plans(tiny_llama))
              for g in p.groups for n in g.layers]  # fmt: skip
     thinned = [matrix(tiny_llama, n).abs()[::4] for n in names]
     thinned = torch.cat([rows / rows.sum() for rows in thinned])
