@@ -84,7 +84,7 @@ def test_every_notebook_ran(report):
     run = json.loads((report / "run.json").read_text())
     names = sorted(p.stem for p in (HOME / "notebooks").glob("[0-9]*.ipynb"))
     for name in names:
-        assert (report / f"{name}.html").stat().st_size > 100_000
+        assert (report / f"{name}.html").stat().st_size > 50_000
         assert name in json.dumps(run)
 
 

@@ -30,7 +30,8 @@ CHROMIUM_OPTIONS = [
 ]
 
 
-@pytest.fixture(scope="session")
+# Not for the session: Playwright keeps an event loop open, which other tests would meet.
+@pytest.fixture(scope="module")
 def chromium():
     """Debian's Chromium under Playwright; its pages are closed with it."""
     path = shutil.which("chromium") or shutil.which("google-chrome")

@@ -10,7 +10,7 @@ from esparse_lab import explorers
 from esparse_lab.models import LoadedModel
 loaded = LoadedModel(random_model("llama", num_hidden_layers=24), None, "tiny", "none")
 tokens = torch.randint(256, (5, 12), generator=torch.Generator().manual_seed(1))
-test = torch.randint(256, (200, 24), generator=torch.Generator().manual_seed(2))"""
+test = torch.randint(256, (3000, 24), generator=torch.Generator().manual_seed(2))"""
 TITLE = "plot.layout.title.text.replaceAll('<br>', ' ')"
 ROWS = "plot.data.find(t => t.type == 'table').cells.values"
 

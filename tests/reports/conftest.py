@@ -46,7 +46,8 @@ def notebooks(tmp_path):
     return write
 
 
-@pytest.fixture(scope="session")
+# Not for the session: Playwright keeps an event loop open, which other tests would meet.
+@pytest.fixture(scope="module")
 def chromium():
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
