@@ -64,7 +64,7 @@ def main() -> None:
     method, pattern = ESparse(), Pattern.parse(args.pattern)
     stats = collect_layer_stats(loaded.model, tokens)
     groups = [
-        {n: method.score(layer.weight, stats[n]) for n, layer in group.items()}
+        {n: method.score(layer.weight, stats[n]) for n, layer in group.layers.items()}
         for block in transformer_blocks(loaded.model)
         for group in block.groups
     ]
