@@ -56,10 +56,9 @@ class SparseLinear(nn.Module):
         name: str = "weight",
     ):
         super().__init__()
-        cusparselt.check_weight(weight, name)
+        cusparselt.check_weight(weight, name, dtypes=cusparselt.LINEAR_DTYPES)
         if not choices or [c.tokens for c in choices] != sorted({c.tokens for c in choices}):
             raise InputError(f"{name}: choices must be in order of their tokens, got {choices}.")
-        cusparselt.check_weight(weight, name, dtypes=cusparselt.LINEAR_DTYPES)
         self.out_features, self.in_features = weight.shape
         self.choices = choices
         keep_dense = any(choice.algorithm is None for choice in choices)
