@@ -84,7 +84,8 @@ def test_every_notebook_ran(report):
     run = json.loads((report / "run.json").read_text())
     names = sorted(p.stem for p in (HOME / "notebooks").glob("[0-9]*.ipynb"))
     for name in names:
-        assert (report / f"{name}.html").stat().st_size > 50_000
+        least = 50_000 if name == "05_zero_shot" else 100_000  # without task files it draws nothing
+        assert (report / f"{name}.html").stat().st_size > least
         assert name in json.dumps(run)
 
 
