@@ -68,6 +68,7 @@ class Step:
         torch.cuda.synchronize()
         self.replay()
 
+    @torch.inference_mode()  # its tensors were made in it
     def _rewind(self) -> None:
         for layer in self.cache.layers if self.cache else []:
             layer.cumulative_length.fill_(self.positions)
