@@ -7,6 +7,7 @@ another, so another's file is not read.
 import hashlib
 import json
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,31 +58,40 @@ class AlgorithmStore:
         self.made_on = made_on or _made_on(device)
         digest = hashlib.sha256(json.dumps(self.made_on, sort_keys=True).encode()).hexdigest()
         self.path = path or cache_dir() / "gemm" / f"algorithms-{digest[:16]}.json"
-        self._found = self._read()
+        self._found, self._crashed = self._read()
 
     def get(self, product: Product) -> Found | None:
         """What was found for exactly this product, or None."""
         return self._found.get(_key(product))
 
-    def put(self, product: Product, found: Found) -> None:
+    def crashing(self, product: Product) -> frozenset[int]:
+        """Kernels (`Algorithm.config`) that crashed with as many tokens at any other shape."""
+        return self._crashed.get(_kind(product), frozenset())
+
+    def put(self, product: Product, found: Found, crashed: Iterable[int] = ()) -> None:
         """Remember a search, on disk too; a file that cannot be written is a warning."""
         # Another process may have put some since; a bad file was told of at the start.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._found = {**self._read(), **self._found, _key(product): found}
-        entries = {key: asdict(value) for key, value in sorted(self._found.items())}
+            written, crashed_before = self._read()
+        self._found = {**written, **self._found, _key(product): found}
+        for kind, configs in [*crashed_before.items(), (_kind(product), crashed)]:
+            self._crashed[kind] = self._crashed.get(kind, frozenset()).union(configs)
+        content = {
+            "made_on": self.made_on,
+            "found": {key: asdict(value) for key, value in sorted(self._found.items())},
+            "crashed": {key: sorted(value) for key, value in sorted(self._crashed.items())},
+        }
         try:
-            write_atomically(
-                self.path, json.dumps({"made_on": self.made_on, "found": entries}, indent=1)
-            )
+            write_atomically(self.path, json.dumps(content, indent=1))
         except EsparseError as error:
             warnings.warn(f"The search is not kept: {error}", RuntimeWarning, stacklevel=2)
 
-    def _read(self) -> dict[str, Found]:
+    def _read(self) -> tuple[dict[str, Found], dict[str, frozenset[int]]]:
         try:
             written = self.path.read_bytes()
         except OSError:
-            return {}
+            return {}, {}
         try:
             content = json.loads(written)
             if content["made_on"] != self.made_on:
@@ -91,11 +101,12 @@ class AlgorithmStore:
                     RuntimeWarning,
                     stacklevel=3,
                 )
-                return {}
-            return {
+                return {}, {}
+            found = {
                 key: Found(**{**entry, "algorithm": Algorithm(**entry["algorithm"])})
                 for key, entry in content["found"].items()
             }
+            return found, {key: frozenset(value) for key, value in content["crashed"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             warnings.warn(
                 f"{self.path} is damaged ({type(error).__name__}: {error}): algorithms are "
@@ -103,7 +114,7 @@ class AlgorithmStore:
                 RuntimeWarning,
                 stacklevel=3,
             )
-            return {}
+            return {}, {}
 
 
 def _made_on(device: torch.device) -> dict[str, str]:
@@ -116,7 +127,11 @@ def _made_on(device: torch.device) -> dict[str, str]:
 
 
 def _key(product: Product) -> str:
+    return f"{_kind(product)} {product.columns}x{product.rows}"
+
+
+def _kind(product: Product) -> str:
+    """A product without its weight's shape."""
     dtype = str(product.dtype).removeprefix("torch.")
     layout = "xf" * product.x_by_feature + "yf" * product.y_by_feature
-    size = f"{product.tokens}x{product.columns}x{product.rows}"
-    return " ".join(filter(None, [dtype, size, layout]))
+    return " ".join(filter(None, [dtype, layout, f"{product.tokens} tokens"]))

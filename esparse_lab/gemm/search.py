@@ -64,15 +64,23 @@ def found(
         for product in products:
             known = store.get(product)
             if known is None:
-                known = _search(product, trials)
-                store.put(product, known)
+                known, crashed = _search(product, trials, store.crashing(product))
+                store.put(product, known, crashed)
             results[product] = known
     return results
 
 
-def _search(product: Product, trials: Trials) -> Found:
+def _search(
+    product: Product, trials: Trials, crashing: frozenset[int]
+) -> tuple[Found, frozenset[int]]:
+    """What is fastest, and the kernels that crashed; those of `crashing` are left out."""
+    crashed = set()
+
     def time_it(algorithm: Algorithm, at_length: bool) -> float | None:
+        crashes = trials.crashed
         time = trials.time(Trial(product, algorithm, at_length=at_length))
+        if trials.crashed > crashes and algorithm.split_k == 1:
+            crashed.add(algorithm.config)
         return time.median if time else None
 
     dense = trials.time(Trial(product, dense=True, at_length=True))
@@ -82,10 +90,12 @@ def _search(product: Product, trials: Trials) -> Found:
             "said is above."
         )
     default = trials.time(Trial(product, at_length=True))
-    best = fastest(trials.algorithms(product), lambda a: trials.split_versions(a, product), time_it)
+    candidates = [a for a in trials.algorithms(product) if a.config not in crashing]
+    best = fastest(candidates, lambda a: trials.split_versions(a, product), time_it)
     if best is None:
         raise EsparseError(
             f"No algorithm of cuSPARSELt multiplies {product} rightly. Leave this layer dense."
         )
     algorithm, ms, tried = best
-    return Found(algorithm, ms, default.median if default else None, dense.median, tried)
+    default_ms = default.median if default else None
+    return Found(algorithm, ms, default_ms, dense.median, tried), frozenset(crashed)

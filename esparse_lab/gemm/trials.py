@@ -1,17 +1,20 @@
 """Times algorithms in a process of its own: a kernel that crashes takes only that process with it.
 
 Some kernels of the library stop the device with an illegal instruction at some shapes, and after
-that nothing works in the process that ran them (seen with cuSPARSELt 0.8.0 on an H100). The child
-reads one question a line and writes one answer a line, both JSON.
+that nothing works in the process that ran them (seen with cuSPARSELt 0.8.0 on an H100). Importing
+takes most of a process's start, so the child imports and then forks the one that times, and forks
+another when that one crashes. Questions and answers are a line of JSON each.
 """
 
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from dataclasses import asdict, dataclass
+from typing import TextIO
 
 import torch
 
@@ -78,10 +81,11 @@ class Trials:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                start_new_session=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         child = self._child
-        too_long = threading.Timer(TIMEOUT_SECONDS, child.kill)
+        too_long = threading.Timer(TIMEOUT_SECONDS, _kill, [child])
         too_long.start()
         try:
             child.stdin.write(json.dumps(question) + "\n")
@@ -91,23 +95,28 @@ class Trials:
             line = ""
         finally:
             too_long.cancel()
-        if line:
-            answer = json.loads(line)
-            if "failed" in answer:
-                raise EsparseError(f"Timing failed: {answer['failed']}")
-            return answer
-        self._stop()
-        self.crashed += 1
-        return None
+        answer = json.loads(line) if line else None
+        if answer is None:
+            self._stop()
+        elif "failed" in answer:
+            raise EsparseError(f"Timing failed: {answer['failed']}")
+        if not answer:
+            self.crashed += 1
+        return answer or None
 
     def _stop(self) -> None:
         if self._child is not None:
             with contextlib.suppress(BrokenPipeError):  # a question that a dead child never read
                 self._child.stdin.close()
             self._child.stdout.close()
-            self._child.kill()
+            _kill(self._child)
             self._child.wait()
             self._child = None
+
+
+def _kill(child: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)  # and what it forked
 
 
 class _Child:
@@ -140,6 +149,7 @@ class _Child:
             self.operands.y.fill_(float("nan"))
             time = device_ms(calls, **length)
         except EsparseError:
+            torch.cuda.synchronize()  # raises if the device is lost
             return None
         return time if self.operands.error() < WRONG else None
 
@@ -169,24 +179,34 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _serve(device: str) -> None:
-    """Answer questions until the pipe ends; a dead device ends the process."""
+def _serve(device: torch.device) -> None:
+    """Fork a process that answers, and another when it crashes, until the pipe ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not look like an answer
-    torch.cuda.set_device(torch.device(device))
-    child = _Child(torch.device(device))
+    while (pid := os.fork()) and os.waitpid(pid, 0)[1]:
+        answers.write("{}\n")  # to the question that it died of
+        answers.flush()
+    if not pid:
+        _answer_all(device, answers)
+
+
+def _answer_all(device: torch.device, answers: TextIO) -> None:
+    child = None
     for line in sys.stdin:
         try:
+            if child is None:  # not before a question, so that a crash here is the answer to it
+                torch.cuda.set_device(device)
+                child = _Child(device)
             answer = child.answer(json.loads(line))
         except torch.cuda.OutOfMemoryError as error:
             answer = {"failed": str(error).splitlines()[0]}
         except EsparseError as error:
             answer = {"failed": str(error)}
-        except RuntimeError:
+        except torch.AcceleratorError:
             os._exit(1)  # the device is lost to this process, and so is a clean end
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(torch.device(sys.argv[1]))

@@ -1,6 +1,7 @@
 """The store of searches: what is put comes back, what cannot be trusted is not used."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,3 +96,15 @@ def test_a_place_that_cannot_be_written_is_a_warning(tmp_path):
     with pytest.warns(RuntimeWarning, match="The search is not kept: Cannot write"):
         kept.put(PRODUCT, FOUND)
     assert kept.get(PRODUCT) == FOUND
+
+
+def test_kernels_that_crashed_are_known_for_as_many_tokens(tmp_path):
+    kept = store(tmp_path / "found.json")
+    kept.put(PRODUCT, FOUND, crashed=[7, 5])
+    other_shape = replace(PRODUCT, rows=2 * PRODUCT.rows, columns=2 * PRODUCT.columns)
+    store(tmp_path / "found.json").put(other_shape, OTHER, crashed=[9])
+    for one in (kept, store(tmp_path / "found.json")):
+        one.put(replace(PRODUCT, columns=4 * PRODUCT.columns), OTHER)
+        assert one.crashing(PRODUCT) == one.crashing(other_shape) == {5, 7, 9}
+        assert one.crashing(replace(PRODUCT, tokens=2 * PRODUCT.tokens)) == set()
+        assert one.crashing(replace(PRODUCT, y_by_feature=True)) == set()

@@ -129,3 +129,35 @@ def test_a_process_that_cannot_time_is_an_error_at_once(capfd, tmp_path):
         )
     assert "Error" in capfd.readouterr().err  # the child says why
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dies", ["os._exit(1)", "os.kill(os.getpid(), 11)", "1 / 0"])
+def test_a_crash_costs_a_fork_and_not_a_process(monkeypatch, tmp_path, dies):
+    program = tmp_path / "serving.py"
+    program.write_text(
+        "import os, torch\n"
+        "from esparse_lab.gemm import trials\n"
+        "class Child:\n"
+        "    def __init__(self, device): self.asked = 0\n"
+        "    def answer(self, question):\n"
+        "        self.asked += 1\n"
+        f"        if question['time']['algorithm']['config'] == 1: {dies}\n"
+        "        ms = {'median': os.getpid(), 'least': self.asked, 'most': os.getppid()}\n"
+        "        return {'ms': ms}\n"
+        "trials._Child, torch.cuda.set_device = Child, lambda _: None\n"
+        "trials._serve(torch.device('cuda'))\n"
+    )
+    popen = trials.subprocess.Popen
+    monkeypatch.setattr(
+        trials.subprocess, "Popen", lambda _, **how: popen([sys.executable, str(program)], **how)
+    )
+    with Trials(CUDA) as asking:
+        times = [asking.time(Trial(PRODUCT, Algorithm(i))) for i in (0, 0, 1, 1, 0)]
+        process = asking._child
+    assert [time is None for time in times] == [False, False, True, True, False]
+    assert asking.crashed == 2
+    first, again, last = times[0], times[1], times[4]
+    assert (first.median, first.least, again.least) == (again.median, 1, 2)
+    assert last.median != first.median
+    assert last.least == 1
+    assert {first.most, last.most} == {process.pid}  # of the same process
