@@ -308,9 +308,14 @@ class Channels(Panel):
         except BaseException:
             self._chosen_by_user = before
             raise
-        if moved and self._face is not None:
+        if moved and self._face is not None and self.plot.layout.selections:
             with self._quietly():
                 self.plot.plotly_relayout({"selections": []})
+
+    def ahead(self) -> None:
+        """Read the same layer of the next block."""
+        s = self.settings
+        self.reading.look_ahead(s["block"] + 1, s["role"], self._method().needs)
 
     def _method(self) -> ESparse:
         s = self.settings

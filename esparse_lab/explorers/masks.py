@@ -1,6 +1,7 @@
 """Masks: a layer's scores and what two methods keep of them, at any zoom."""
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -36,6 +37,7 @@ PLOT_HEIGHT = 600
 LINED = 96  # channels in view at most where lines part the groups
 WHOLE = (0, 1 << 31)
 _AXIS, _BARS = 58, 44  # pixels under the pictures: ticks and title, colour bars
+_NEEDS = Needs(Histogram(), gram=True)
 _DROPPED, _KEPT, _ONE, _OTHER = "#E8E8E8", OKABE_ITO[0], OKABE_ITO[1], OKABE_ITO[2]
 
 
@@ -403,9 +405,14 @@ class Masks(Panel):
             f"{size}. Lines above and beside are means over the whole layer."
         )
 
+    def ahead(self) -> None:
+        """Read the same layer of the next block."""
+        s = self.settings
+        self.reading.look_ahead(s["block"] + 1, s["role"], _NEEDS)
+
     def _stats(self, output_norm: bool):
         s = self.settings
-        needs = Needs(Histogram(), gram=True, output_norm=output_norm)
+        needs = replace(_NEEDS, output_norm=output_norm)
         if output_norm:  # what another layer of the block reads
             layer = self.reading.layer(s["block"], s["role"])
             return self.reading.block_stats(s["block"], needs, self.say)[layer]

@@ -15,6 +15,7 @@ report keeps, and reading settings back from text.
 """
 
 import ast
+import asyncio
 import html
 import json
 import shlex
@@ -29,11 +30,13 @@ import ipywidgets as W
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import traitlets
 
 from esparse_lab.errors import EsparseError, InputError, unknown
 from esparse_lab.explorers.controls import Control
 
 PLOTLY = "application/vnd.plotly.v1+json"
+IDLE = 0.15  # seconds without a change, after which `ahead` is called
 
 # The clipboard is the one thing that ipywidgets cannot reach; the text is beside the button anyway.
 _COPY = (
@@ -47,6 +50,15 @@ _ERROR = (
     '<div role="alert" style="border-left:4px solid #b3261e;padding:.3em .8em;background:#fdecea;'
     'color:#1a1a1a;line-height:1.4">{text}</div>'
 )
+
+
+class _Plot(go.FigureWidget):
+    """A live figure that redraws once for a selection, and not once for each of its traces."""
+
+    @traitlets.observe("_js2py_pointsCallback")
+    def _handler_js2py_pointsCallback(self, change: dict) -> None:
+        with self.batch_update():
+            super()._handler_js2py_pointsCallback(change)
 
 
 class Panel(ABC):
@@ -63,6 +75,7 @@ class Panel(ABC):
         self._plot: go.FigureWidget | None = None
         self._face: W.VBox | None = None
         self._refreshing = False
+        self._idle: asyncio.TimerHandle | None = None
         self.settings = self._checked(settings)
         self._shown = self.draw()
 
@@ -82,6 +95,9 @@ class Panel(ABC):
 
     def connect(self, plot: go.FigureWidget) -> None:  # noqa: B027 - many have nothing to hear
         """Listen to `plot`; called once for each live figure."""
+
+    def ahead(self) -> None:  # noqa: B027 - many have nothing to prepare
+        """Prepare what a user may ask for next; called when the live face has been idle a while."""
 
     def below(self) -> list[W.Widget]:
         """Widgets under the figure."""
@@ -144,6 +160,7 @@ class Panel(ABC):
             checked = self._checked(changes)
             if any(self.settings[name] != value for name, value in checked.items()):
                 self.set(**checked)
+        self._when_idle()
 
     def say(self, text: str) -> None:
         """Show what is being done, where there is a live face."""
@@ -206,7 +223,7 @@ class Panel(ABC):
 
     def _new_plot(self) -> go.FigureWidget:
         self._sent = self._shown
-        plot = go.FigureWidget(self._shown)
+        plot = _Plot(self._shown)
         plot._config = {**plot._config, "displaylogo": False}
         self._views, self._reported = plot._view_count, False
         plot.observe(self._fit, ["_view_count", "_js2py_traceDeltas"])
@@ -225,6 +242,16 @@ class Panel(ABC):
             with self._quietly():
                 plot.layout.autosize = None
                 plot.layout.autosize = True
+            self._when_idle()
+
+    def _when_idle(self) -> None:
+        """Have `ahead` called soon, unless there is another change first."""
+        if self._idle is not None:
+            self._idle.cancel()
+        try:
+            self._idle = asyncio.get_running_loop().call_later(IDLE, self.ahead)
+        except RuntimeError:  # no event loop: nobody looks at a live face
+            self._idle = None
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:

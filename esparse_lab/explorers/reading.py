@@ -1,6 +1,7 @@
 """What the layers of a model read on one text, for explorers that go from layer to layer."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,7 @@ from esparse_lab.architectures import find_layer
 from esparse_lab.blocks import Block
 from esparse_lab.capture import BlockWalk, block_stats, group_inputs
 from esparse_lab.channel_stats import LayerStats, Needs, StatsAccumulator
-from esparse_lab.errors import InputError
+from esparse_lab.errors import EsparseError, InputError
 from esparse_lab.explorers.trial import refuse_if_busy
 from esparse_lab.models import LoadedModel
 
@@ -52,8 +53,7 @@ class Reading:
         self.roles = role_names(self.blocks)
         self._hidden = {0: self._walk.hidden}
         self._marks: dict[int, float] = {}
-        self._layer = ""
-        self._inputs: Tensor | None = None
+        self._inputs: dict[tuple[int, int], Tensor] = {}  # by block and group, the latest last
         self._stats: dict[tuple[str, Needs], LayerStats] = {}
         widest = max(m.weight.shape[1] for block in self.blocks for m in block.layers.values())
         size = tokens.numel() * widest * self._hidden[0][0].element_size()
@@ -98,19 +98,22 @@ class Reading:
             InputError: if the layer was sent no token (an expert), or the model has changed.
         """
         layer = self.layer(block, role)
-        if layer != self._layer:
-            number = next(n for n, g in enumerate(self.blocks[block].groups) if layer in g.layers)
+        number = next(n for n, g in enumerate(self.blocks[block].groups) if layer in g.layers)
+        x = self._inputs.pop((block, number), None)
+        if x is None:
             self._enter(block, said)
-            self._inputs = None  # before the next one comes
-            self._inputs = group_inputs(self._before(block), block, number)
-            self._layer = layer
-        if not self._inputs.numel():
-            self._layer = ""
+            while sum(kept.nbytes for kept in self._inputs.values()) > HELD_AT_MOST // 8:
+                self._inputs.pop(next(iter(self._inputs)))  # the oldest, before the next one comes
+            x = group_inputs(self._before(block), block, number)
+        else:
+            self._check(block)
+        if not x.numel():
             raise InputError(
                 f"{layer} has no statistics: none of these tokens was sent to it. Choose another "
                 "layer, or take more tokens."
             )
-        return self._inputs
+        self._inputs[block, number] = x
+        return x
 
     def stats(
         self, block: int, role: str, needs: Needs, said: Callable[[str], None] = _nobody
@@ -124,10 +127,18 @@ class Reading:
             if accumulator.wants_again:
                 accumulator.add_again(x)
             stats = accumulator.finish(x.shape[-1])
-            if needs.gram:  # large: only the latest is kept
-                self._stats = {k: s for k, s in self._stats.items() if s.gram is None}
+            if needs.gram:  # large: only the two latest are kept
+                old = [key for key, kept in self._stats.items() if kept.gram is not None]
+                for key in old[: len(old) - (stats.gram.nbytes <= HELD_AT_MOST // 8)]:
+                    del self._stats[key]
             self._stats[layer, needs] = stats
         return self._stats[layer, needs]
+
+    def look_ahead(self, block: int, role: str, needs: Needs) -> None:
+        """Read a layer that may be asked for next; if it cannot be read, that is said then."""
+        if 0 <= block < len(self.blocks):
+            with suppress(EsparseError):
+                self.stats(block, role, needs)
 
     def block_stats(
         self, block: int, needs: Needs, said: Callable[[str], None] = _nobody
