@@ -13,9 +13,14 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import torch
+from tqdm import tqdm
 
 from esparse_lab.errors import EsparseError
 from esparse_lab.gemm import PAPER_SHAPES, GemmShape, model_shapes
+from esparse_lab.gemm.algorithms import AlgorithmStore
+from esparse_lab.gemm.cusparselt import Product, padded_tokens
+from esparse_lab.gemm.search import found
 from esparse_lab.gemm.timing import gemm_table, time_gemm
 from esparse_lab.masks import Pattern
 from esparse_lab.run_record import Run
@@ -43,9 +48,9 @@ def cells(what: str) -> list[tuple[GemmShape, dict]]:
             for shape in model_shapes("LLaMA-7B", [1, 4, 16])
             for pattern, kernel in [
                 ("2:4", "cusparselt"),
-                ("2:4", "triton"),
-                ("4:8", "triton"),
-                ("1:4", "triton"),
+                ("2:4", "compressed"),
+                ("4:8", "compressed"),
+                ("1:4", "compressed"),
             ]
         ]
     if what == "atlas":
@@ -62,6 +67,18 @@ def cells(what: str) -> list[tuple[GemmShape, dict]]:
     ]
 
 
+def search(what: list[tuple[GemmShape, dict]], seconds: float) -> None:
+    """Search the algorithms of all products in one process; they are kept for `time_gemm`."""
+    end, device = time.perf_counter() + seconds, torch.device("cuda", 0)
+    products = (
+        Product(shape.n, shape.k, padded_tokens(shape.m, dtype), dtype)
+        for shape, settings in what
+        for dtype in [getattr(torch, settings["dtype"])]
+        if settings["kernel"] == "cusparselt" and time.perf_counter() < end
+    )
+    found(tqdm(products, "searching", unit="product"), device, AlgorithmStore(device))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -71,6 +88,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3600, help="start no product after these")
     args = parser.parse_args()
     run, started = Run(NAMES[args.what], args.out), time.perf_counter()
+    search(cells(args.what), args.seconds)
     timings, left_out = [], []
     for shape, settings in cells(args.what):
         label = f"{shape.name} {shape.m}x{shape.k}x{shape.n} {settings['dtype']}"

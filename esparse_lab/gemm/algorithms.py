@@ -65,7 +65,7 @@ class AlgorithmStore:
         return self._found.get(_key(product))
 
     def crashing(self, product: Product) -> frozenset[int]:
-        """Kernels (`Algorithm.config`) that crashed with as many tokens at any other shape."""
+        """Kernels (`Algorithm.config`) that crashed at any shape of this dtype and layout."""
         return self._crashed.get(_kind(product), frozenset())
 
     def put(self, product: Product, found: Found, crashed: Iterable[int] = ()) -> None:
@@ -127,11 +127,11 @@ def _made_on(device: torch.device) -> dict[str, str]:
 
 
 def _key(product: Product) -> str:
-    return f"{_kind(product)} {product.columns}x{product.rows}"
+    return f"{_kind(product)} {product.tokens}x{product.columns}x{product.rows}"
 
 
 def _kind(product: Product) -> str:
-    """A product without its weight's shape."""
+    """A product without its sizes."""
     dtype = str(product.dtype).removeprefix("torch.")
     layout = "xf" * product.x_by_feature + "yf" * product.y_by_feature
-    return " ".join(filter(None, [dtype, layout, f"{product.tokens} tokens"]))
+    return " ".join(filter(None, [dtype, layout]))

@@ -37,22 +37,34 @@ def device_ms(calls: Sequence[Call], *, least_ms: float = 10.0, replays: int = 9
         least_ms: length of one replay.
         replays: how many are timed, after one that is not.
     """
+    return alternating_ms(calls, least_ms=least_ms, replays=replays)[0]
+
+
+def alternating_ms(
+    *forms: Sequence[Call], least_ms: float = 10.0, replays: int = 9
+) -> list[Milliseconds]:
+    """`device_ms` of each form, replayed in turn: a card that grows warm slows all alike."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
+    graphs, times = [], [[] for _ in forms]
     with torch.cuda.stream(stream):
-        for call in calls:  # compiles, plans and fills workspaces: nothing of that may be captured
-            call()
-        once = _elapsed(stream, calls[0])
-        rounds = max(1, min(2000, round(least_ms / max(once, 1e-3))) // len(calls))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for _ in range(rounds):
-                for call in calls:
-                    call()
-        graph.replay()
-        times = [_elapsed(stream, graph.replay) / (rounds * len(calls)) for _ in range(replays)]
+        for calls in forms:
+            for call in calls:  # compiles, plans, fills workspaces: nothing of it may be captured
+                call()
+            once = _elapsed(stream, calls[0])
+            rounds = max(1, min(2000, round(least_ms / max(once, 1e-3))) // len(calls))
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                for _ in range(rounds):
+                    for call in calls:
+                        call()
+            graph.replay()
+            graphs.append((graph, rounds * len(calls)))
+        for _ in range(replays):
+            for (graph, n_calls), of_form in zip(graphs, times, strict=True):
+                of_form.append(_elapsed(stream, graph.replay) / n_calls)
     torch.cuda.current_stream().wait_stream(stream)
-    return Milliseconds(statistics.median(times), min(times), max(times))
+    return [Milliseconds(statistics.median(one), min(one), max(one)) for one in times]
 
 
 def _elapsed(stream: torch.cuda.Stream, call: Call) -> float:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from esparse_lab.errors import EsparseError, InputError, unknown
 from esparse_lab.gemm import cusparselt, nm_linear
 from esparse_lab.gemm.algorithms import AlgorithmStore
-from esparse_lab.gemm.clock import Milliseconds, device_ms, kernel_names
+from esparse_lab.gemm.clock import Milliseconds, alternating_ms, kernel_names
 from esparse_lab.gemm.cusparselt import TWO_FOUR, Plan, Product, padded_tokens
 from esparse_lab.gemm.nm_linear import check_nm_product
 from esparse_lab.gemm.operands import Operands
@@ -23,7 +23,7 @@ from esparse_lab.masks import Pattern
 from esparse_lab.models import device_of
 from esparse_lab.storage import compress, compressed_bytes
 
-Kernel = Literal["cusparselt", "triton"]
+Kernel = Literal["cusparselt", "compressed"]
 
 _SPARSE = re.compile(r"spars|sptensorop|spmma|nm_linear", re.IGNORECASE)
 
@@ -33,7 +33,7 @@ class GemmTiming:
     """One product, y [m, n] = x [m, k] Wᵀ, measured dense and sparse in one run.
 
     Times are device times of one call in milliseconds, medians of replays of a CUDA graph over
-    cold weights; see `clock.device_ms`.
+    cold weights, dense and sparse in turn; see `clock.alternating_ms`.
 
     Attributes:
         name, m, k, n: the product; tokens, input channels, outputs.
@@ -116,9 +116,9 @@ def time_gemm(
         m: tokens.
         k: input channels.
         n: outputs.
-        dtype: float16, bfloat16, int8 or float8_e4m3fn ("triton": the first two).
-        pattern: 2:4 for cuSPARSELt; 1:4, 2:8, 2:4 or 4:8 for the Triton kernel.
-        kernel: "cusparselt" (sparse tensor cores), or "triton" (the compressed weight read and
+        dtype: float16, bfloat16, int8 or float8_e4m3fn ("compressed": the first two).
+        pattern: 2:4 for cuSPARSELt; 1:4, 2:8, 2:4 or 4:8 for the other.
+        kernel: "cusparselt" (sparse tensor cores), or "compressed" (the stored weight read and
             multiplied densely, for few tokens).
         name: of the product in tables.
         device: a CUDA device.
@@ -138,8 +138,8 @@ def time_gemm(
     device = torch.device("cuda", cusparselt.device_index(device))
     try:
         with torch.cuda.device(device):
-            if kernel == "triton":
-                return _by_triton(shape, dtype, pattern, device)
+            if kernel == "compressed":
+                return _by_compressed(shape, dtype, pattern, device)
             return _by_cusparselt(shape, dtype, pattern, device, store or AlgorithmStore(device))
     except torch.cuda.OutOfMemoryError as error:
         raise EsparseError(f"{shape} does not fit in the memory of {device}: {error}") from error
@@ -160,11 +160,11 @@ def check_gemm(
     if name not in names:
         raise unknown("dtype", name, list(names))
     dtype = names[name]
-    if kernel == "triton":
+    if kernel == "compressed":
         check_nm_product(shape.m, shape.k, pattern, dtype)
     elif pattern != TWO_FOUR:
         raise InputError(
-            f"Sparse tensor cores multiply 2:4, not {pattern}. For few tokens kernel='triton' "
+            f"Sparse tensor cores multiply 2:4, not {pattern}. For few tokens kernel='compressed' "
             "reads 1:4, 2:8 and 4:8."
         )
     else:
@@ -175,7 +175,7 @@ def check_gemm(
 
 def unavailable(kernel: Kernel = "cusparselt") -> str:
     """Why a kernel cannot run here, with what to do about it; empty when it can."""
-    return nm_linear.unavailable() if kernel == "triton" else cusparselt.unavailable()
+    return nm_linear.unavailable() if kernel == "compressed" else cusparselt.unavailable()
 
 
 def gemm_table(timings: Iterable[GemmTiming]) -> pd.DataFrame:
@@ -225,10 +225,27 @@ def summary(table: pd.DataFrame) -> str:
 
 
 def time_shapes(
-    shapes: Iterable[GemmShape], *, progress: bool = True, **settings: object
+    shapes: Iterable[GemmShape],
+    *,
+    dtype: torch.dtype | str = torch.float16,
+    kernel: Kernel = "cusparselt",
+    device: torch.device | str = "cuda",
+    progress: bool = True,
+    **settings: object,
 ) -> list[GemmTiming]:
-    """`time_gemm` of each shape, with a progress bar."""
-    bar = tqdm(list(shapes), "timing", unit="product", disable=not progress)
+    """`time_gemm` of each shape, with progress bars; one process searches for all of them."""
+    shapes = list(shapes)
+    settings |= {"dtype": dtype, "kernel": kernel, "device": device}
+    if kernel == "cusparselt" and not unavailable(kernel):
+        at = torch.device("cuda", cusparselt.device_index(device_of(device)))
+        checked = [check_gemm(s, dtype, TWO_FOUR, kernel) for s in shapes]
+        products = [
+            Product(s.n, s.k, padded_tokens(s.m, known), known)
+            for s, known in zip(shapes, checked, strict=True)
+        ]
+        bar = tqdm(products, "searching", unit="product", disable=not progress)
+        found(bar, at, AlgorithmStore(at))
+    bar = tqdm(shapes, "timing", unit="product", disable=not progress)
     return [time_gemm(s.m, s.k, s.n, name=s.name, **settings) for s in bar]
 
 
@@ -244,7 +261,7 @@ def _by_cusparselt(
     operands = Operands.random(product, device, pattern)
     stored = operands.compressed()
     calls = operands.sparse_calls(Plan(product, device, best.algorithm), stored)
-    sparse = device_ms(calls)
+    dense, sparse = alternating_ms(operands.dense_calls(), calls)
     operands.y.fill_(float("nan"))
     calls[0]()
     return _timing(
@@ -253,7 +270,7 @@ def _by_cusparselt(
         pattern,
         "cusparselt",
         device,
-        dense=device_ms(operands.dense_calls()),
+        dense=dense,
         default_ms=best.default_ms,
         sparse=sparse,
         sparse_bytes=stored[0].nbytes,
@@ -263,7 +280,7 @@ def _by_cusparselt(
     )
 
 
-def _by_triton(
+def _by_compressed(
     shape: GemmShape,
     dtype: torch.dtype,
     pattern: Pattern,
@@ -278,15 +295,15 @@ def _by_triton(
         operands.y = nm_linear.nm_linear(operands.x, weight, launch=launch)
 
     calls = [lambda w=w: call(w) for w in stored]
-    sparse = device_ms(calls)
+    dense, sparse = alternating_ms(operands.dense_calls(), calls)
     calls[0]()
     return _timing(
         shape,
         product,
         pattern,
-        "triton",
+        "compressed",
         device,
-        dense=device_ms(operands.dense_calls()),
+        dense=dense,
         default_ms=None,
         sparse=sparse,
         sparse_bytes=stored[0].nbytes,

@@ -82,7 +82,11 @@ class Trials:
                 stdout=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    "OPENBLAS_NUM_THREADS": "1",  # a process is forked safely while it has no other
+                },
             )
         child = self._child
         too_long = threading.Timer(TIMEOUT_SECONDS, _kill, [child])

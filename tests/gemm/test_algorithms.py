@@ -98,13 +98,13 @@ def test_a_place_that_cannot_be_written_is_a_warning(tmp_path):
     assert kept.get(PRODUCT) == FOUND
 
 
-def test_kernels_that_crashed_are_known_for_as_many_tokens(tmp_path):
+def test_kernels_that_crashed_are_known_for_the_dtype_and_layout(tmp_path):
     kept = store(tmp_path / "found.json")
     kept.put(PRODUCT, FOUND, crashed=[7, 5])
-    other_shape = replace(PRODUCT, rows=2 * PRODUCT.rows, columns=2 * PRODUCT.columns)
+    other_shape = Product(2 * PRODUCT.rows, 2 * PRODUCT.columns, 4096, PRODUCT.dtype)
     store(tmp_path / "found.json").put(other_shape, OTHER, crashed=[9])
     for one in (kept, store(tmp_path / "found.json")):
         one.put(replace(PRODUCT, columns=4 * PRODUCT.columns), OTHER)
         assert one.crashing(PRODUCT) == one.crashing(other_shape) == {5, 7, 9}
-        assert one.crashing(replace(PRODUCT, tokens=2 * PRODUCT.tokens)) == set()
+        assert one.crashing(replace(PRODUCT, dtype=torch.bfloat16)) == set()
         assert one.crashing(replace(PRODUCT, y_by_feature=True)) == set()
