@@ -738,8 +738,11 @@ def lab(ctx: typer.Context) -> None:
         *(["--allow-root"] if os.geteuid() == 0 else []),
         *ctx.args,
     ]
+    # One more place of defaults (no question about news), behind the user's own settings.
+    places = [str(Path(__file__).parent), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    settings = {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, places))}
     sys.stdout.flush()
-    os.execv(sys.executable, command)
+    os.execve(sys.executable, command, os.environ | settings)
 
 
 def main() -> None:

@@ -384,9 +384,10 @@ def test_the_doctor_says_what_is_missing(monkeypatch):
 
 def test_the_lab_listens_on_this_machine_alone_and_keeps_its_token(monkeypatch):
     started = []
-    monkeypatch.setattr(os, "execv", lambda *call: started.append(call))
+    monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "mine")
     assert esparse("lab", "--no-browser", "--port", "8899").exit_code == 0
-    ((program, command),) = started
+    ((program, command, variables),) = started
     assert program == sys.executable
     assert "--ServerApp.ip=127.0.0.1" in command
     options = dict(part.partition("=")[::2] for part in command)
@@ -394,6 +395,15 @@ def test_the_lab_listens_on_this_machine_alone_and_keeps_its_token(monkeypatch):
     assert (Path(root) / first.removeprefix("/lab/tree/")).is_file()
     assert command[-3:] == ["--no-browser", "--port", "8899"]
     assert not [part for part in command if "token" in part or "password" in part]
+
+    from jupyterlab_server.config import ConfigManager
+
+    places = variables["JUPYTER_CONFIG_PATH"].split(os.pathsep)
+    assert places[1] == "mine"
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", places[0])
+    found = ConfigManager(config_dir_name="labconfig").get("default_setting_overrides")
+    news = found["@jupyterlab/apputils-extension:notification"]
+    assert news == {"fetchNews": "false", "checkForUpdates": False}
 
 
 def test_the_program_itself_ends_with_these_codes():

@@ -20,6 +20,7 @@ from esparse_lab.explorers.controls import Control, Menu, Slider, Words
 from esparse_lab.explorers.masks import Masks
 from esparse_lab.explorers.panel import Panel
 from esparse_lab.explorers.reading import Reading
+from esparse_lab.explorers.shuffle import Shuffle
 from esparse_lab.figures.style import INK, LABELS, SEQUENTIAL, finish
 from esparse_lab.masks import parse_sparsity
 from esparse_lab.methods import METHODS, make_method
@@ -64,7 +65,8 @@ MEASURES = {
         "error_difference", "output error against the other's (% points)", True, True, True
     ),
 }
-OPENS = {"nothing": None, "channels": Channels, "masks": Masks}
+OPENS = {"nothing": None, "channels": Channels, "masks": Masks, "shuffle": Shuffle}
+_HANDED_ON = {"masks": ("method", "other", "pattern"), "shuffle": ("method", "pattern")}
 
 
 class Model(Panel):
@@ -230,15 +232,19 @@ class Model(Panel):
 
     def set(self, **changes) -> None:
         """As `Panel.set`; the explorer below follows the marked cell."""
+        before = self.settings
         super().set(**changes)
         name = self.settings["opens"]
         place = {setting: self.settings[setting] for setting in ("block", "role")}
-        if name in self._opened:
-            self._opened[name].set(**place)
-        elif name != "nothing":
-            chosen = ("method", "other", "pattern") if name == "masks" else ()
-            chosen = {setting: self.settings[setting] for setting in chosen}
-            self._opened[name] = OPENS[name](self.reading, **place, **chosen)
+        try:
+            if name in self._opened:
+                self._opened[name].set(**place)
+            elif name != "nothing":
+                chosen = {s: self.settings[s] for s in _HANDED_ON.get(name, ())}
+                self._opened[name] = OPENS[name](self.reading, **place, **chosen)
+        except InputError:  # such as an order of channels where there are no groups
+            super().set(**before)
+            raise
         if self._face is not None:
             for each, panel in self._opened.items():
                 panel.widget.layout.display = None if each == name else "none"

@@ -7,7 +7,7 @@ import pytest
 import esparse_lab as el
 from esparse_lab import tables
 from esparse_lab.errors import InputError
-from esparse_lab.explorers import Channels, Masks, Model, model_map
+from esparse_lab.explorers import Channels, Masks, Model, Shuffle, model_map
 
 
 @pytest.fixture
@@ -100,8 +100,24 @@ def test_a_click_opens_the_layer_below(panel):
     assert masks.settings["pattern"] == "4:8"
     shown = {below.widget: "none", masks.widget: None}
     assert {widget: widget.layout.display for widget in panel.widget.children[4:]} == shown
+    panel.set(opens="shuffle")
+    shuffle = panel._opened["shuffle"]
+    assert isinstance(shuffle, Shuffle)
+    taken = [shuffle.settings[name] for name in ("block", "role", "method", "pattern")]
+    assert taken == [0, "q_proj", "esparse", "4:8"]
     panel.set(opens="nothing")
     assert {widget.layout.display for widget in panel.widget.children[4:]} == {"none"}
+
+
+def test_what_cannot_be_opened_changes_nothing(panel):
+    panel.set(pattern="50%")
+    before = dict(panel.settings)
+    with pytest.raises(InputError, match="50%"):
+        panel.set(opens="shuffle", block=1)
+    assert panel.settings == before
+    assert "Marked: model.layers.0." in panel.figure().layout.annotations[-1].text
+    panel.set(opens="masks", block=1)
+    assert "model.layers.1." in panel._opened["masks"].figure().layout.title.text
 
 
 def test_experts_without_tokens_stay_empty(mixture, few_tokens):
