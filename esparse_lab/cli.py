@@ -551,15 +551,16 @@ def gemm(
         typer.Option(help="With --model, how many tokens at a time. Left out: 16,4096."),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="float16, bfloat16, int8 or float8_e4m3fn; triton: the first two.")
+        str,
+        typer.Option(help="float16, bfloat16, int8 or float8_e4m3fn; compressed: the first two."),
     ] = "float16",
     pattern: Annotated[
-        str, typer.Option(help="2:4; with the kernel triton 1:4, 2:8, 2:4 or 4:8.")
+        str, typer.Option(help="2:4; with the kernel compressed 1:4, 2:8, 2:4 or 4:8.")
     ] = "2:4",
     kernel: Annotated[
         str,
         typer.Option(
-            help="cusparselt (sparse tensor cores), or triton (the compressed weight read and "
+            help="cusparselt (sparse tensor cores), or compressed (the stored weight read and "
             "multiplied densely, for at most 32 tokens)."
         ),
     ] = "cusparselt",
@@ -576,7 +577,7 @@ def gemm(
     Examples:
       esparse gemm --out timings
       esparse gemm --model LLaMA-7B --tokens 16,4096 --dtype bfloat16
-      esparse gemm 16,4096,11008 --pattern 4:8 --kernel triton
+      esparse gemm 16,4096,11008 --pattern 4:8 --kernel compressed
     """  # noqa: D301
     from esparse_lab.gemm.shapes import PAPER_SHAPES, GemmShape, model_shapes
     from esparse_lab.gemm.timing import check_gemm, gemm_table, summary, time_shapes, unavailable

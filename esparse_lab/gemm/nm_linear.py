@@ -1,6 +1,7 @@
-"""y = x Wᵀ + b with a compressed N:M weight and few tokens; see `nm_kernels`."""
+"""y = x Wᵀ + b with a compressed N:M weight and few tokens; `nm_linear.cu` is its kernel."""
 
 import importlib.util
+import itertools
 from dataclasses import dataclass
 from functools import cache
 
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from esparse_lab.errors import InputError
-from esparse_lab.gemm.permute_table import permutations
+from esparse_lab.gemm import nm_kernels
+from esparse_lab.gemm.nm_kernels import Variant
 from esparse_lab.masks import Pattern
 from esparse_lab.storage import Compressed
 
@@ -18,8 +20,8 @@ KEPT_OF_EIGHT = (2, 4)
 
 
 _MOST_BLOCKS = 2**14
-MOST_ROWS = 64 * _MOST_BLOCKS
-"""Outputs of a weight, at the least rows a program takes."""
+MOST_ROWS = 32 * _MOST_BLOCKS
+"""Outputs of a weight, at the least rows a block takes."""
 
 
 @dataclass(frozen=True)
@@ -27,25 +29,24 @@ class Launch:
     """How the kernel is spread over the device.
 
     Attributes:
-        rows: outputs of one program.
-        words: groups of eight columns that it reads at a time.
-        splits: programs that share the columns of one block of rows.
-        warps, stages: of the program.
+        rows: outputs of one block; 32, 64 or 128.
+        row_bytes: of a row's kept values that a block reads at a time; 128 or 256, which 32 rows
+            need.
+        splits: blocks that share the columns of the same rows.
+        blocks: that share a multiprocessor. Its shared memory is what they read ahead into.
     """
 
     rows: int = 64
-    words: int = 16
+    row_bytes: int = 128
     splits: int = 4
-    warps: int = 4
-    stages: int = 2
+    blocks: int = 2
 
 
 LAUNCHES = [
-    Launch(rows, words, splits, warps, stages)
-    for rows, warps in ((64, 4), (128, 4), (128, 8))
-    for words in (8, 16, 32)
-    for splits in (1, 2, 4, 8)
-    for stages in (2, 4)
+    Launch(rows, row_bytes, splits, blocks)
+    for rows, row_bytes in ((32, 256), (64, 128), (64, 256), (128, 128), (128, 256))
+    for blocks in (1, 2, 3)
+    for splits in (1, 2, 3, 4, 6, 8)
 ]
 """What `fastest_launch` tries."""
 
@@ -54,8 +55,10 @@ def unavailable() -> str:
     """Why the kernel cannot run here, with what to do about it; empty when it can."""
     if not torch.cuda.is_available():
         return "no CUDA device is present"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed: pip install triton"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} is older than compute capability 8.0"
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
+        return "cuda.core is not installed: pip install 'esparse_lab[gemm]'"
     return ""
 
 
@@ -92,61 +95,122 @@ def nm_linear(
         x: at most `MOST_TOKENS` tokens, of the weight's dtype and device.
         weight: from `storage.compress`; 1:4, 2:8, 2:4 or 4:8.
         bias: [out].
-        launch: how to spread the work; a guess from the shape when None.
+        launch: how to spread the work; a guess from the shape when None. The first call with one
+            compiles, so it must not be captured in a graph.
 
     Raises:
         InputError: the kernel does not read such a weight, or x does not fit it.
     """
     tokens, columns = x.shape
     check_nm_linear(weight, tokens)
-    if columns != weight.columns or x.dtype != weight.values.dtype:
+    values = weight.values
+    if columns != weight.columns or x.dtype != values.dtype or x.device != values.device:
         raise InputError(
-            f"x is {tuple(x.shape)} of {x.dtype}: expected {weight.columns} channels of "
-            f"{weight.values.dtype}."
+            f"x is {tuple(x.shape)} of {x.dtype} on {x.device}: expected {weight.columns} channels "
+            f"of {values.dtype} on {values.device}."
         )
-    from esparse_lab.gemm import nm_kernels  # needs Triton
+    rows = len(values)
+    if bias is not None and (bias.shape != (rows,) or bias.dtype != x.dtype):
+        raise InputError(
+            f"bias is {tuple(bias.shape)} of {bias.dtype}: expected ({rows},) of {x.dtype}."
+        )
+    from cuda.core import launch as start
 
-    launch = launch or Launch()
-    rows, words = len(weight.values), columns // 8
-    kept = int(weight.pattern.density * 8)
-    each = -(-words // launch.splits)
-    each = -(-each // launch.words) * launch.words
-    blocks = -(-rows // launch.rows)
-    if blocks > _MOST_BLOCKS:
-        raise InputError(f"The weight has {rows} rows, the kernel takes {MOST_ROWS} at most.")
-    x = x.contiguous()
-    y = x.new_empty(tokens, rows)
-    partial = torch.empty(launch.splits, tokens, rows, device=x.device)
-    nm_kernels.nm_linear_kernel[(blocks, launch.splits)](
-        x,
-        weight.values.view({2: torch.int32, 4: torch.int64}[kept]),
-        weight.bits,
-        permutations(kept, x.device),
-        x if bias is None else bias,
-        y,
-        partial,
-        _zeros(x.device),
-        tokens,
-        rows,
-        words,
-        each,
-        KEPT=kept,
-        WITHIN_FOUR=weight.pattern.m == 4,
-        HAS_BIAS=bias is not None,
-        TOKENS=16 if tokens <= 16 else 32,
-        BLOCK_ROWS=launch.rows,
-        BLOCK_WORDS=launch.words,
-        SPLITS=launch.splits,
-        num_warps=launch.warps,
-        num_stages=launch.stages,
-    )
+    device = x.device.index
+    if launch is None:
+        launch = _guess(rows, device)
+    kernel, grid = _prepared(x.dtype, weight.pattern, tokens, rows, columns // 8, launch, device)
+    x, values, bits = _aligned(x), _aligned(values), _aligned(weight.bits)
+    if bias is not None:
+        bias = bias.contiguous()
+    with torch.cuda.device(device):
+        y = x.new_empty(tokens, rows)
+        parts = None
+        if launch.splits > 1:
+            parts = torch.empty(launch.splits, tokens, rows, device=x.device)
+        start(
+            nm_kernels.stream(torch.cuda.current_stream().cuda_stream),
+            grid,
+            kernel,
+            x.data_ptr(),
+            values.data_ptr(),
+            bits.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            0 if parts is None else parts.data_ptr(),
+            _counters(device) + next(_turns) % _TURNS * 4 * _MOST_BLOCKS,
+            tokens,
+            rows,
+            columns // 8,
+        )
     return y
 
 
 @cache
-def _zeros(device: torch.device) -> Tensor:
-    """Counters that the kernel leaves at zero, so that no call must clear them."""
-    return torch.zeros(_MOST_BLOCKS, dtype=torch.int32, device=device)
+def _prepared(
+    dtype: torch.dtype,
+    pattern: Pattern,
+    tokens: int,
+    rows: int,
+    words: int,
+    launch: Launch,
+    device: int,
+):
+    """The kernel, compiled, and the grid of this product's launches."""
+    blocks = -(-rows // launch.rows)
+    if blocks > _MOST_BLOCKS:
+        raise InputError(f"The weight has {rows} rows, the kernel takes {MOST_ROWS} at most.")
+    variant = _variant(dtype, pattern, tokens, words, launch)
+    stages = variant.stages(device, launch.blocks)
+    if stages < 2:
+        raise InputError(f"{launch} takes more shared memory than this device has.")
+    with torch.cuda.device(device):
+        kernel = nm_kernels.kernel(variant, stages, device)
+    return kernel, nm_kernels.grid(blocks, launch.splits, stages * variant.stage_bytes)
+
+
+def _variant(
+    dtype: torch.dtype, pattern: Pattern, tokens: int, words: int, launch: Launch
+) -> Variant:
+    return Variant(
+        bf16=dtype == torch.bfloat16,
+        kept=int(pattern.density * 8),
+        within_four=pattern.m == 4,
+        tiles=next(tiles for tiles in (1, 2, 4) if tokens <= 8 * tiles),
+        rows=launch.rows,
+        row_bytes=launch.row_bytes,
+        aligned=next(step for step in (16, 4, 1) if words % step == 0),
+    )
+
+
+@cache
+def _guess(rows: int, device: int) -> Launch:
+    """Two blocks for every multiprocessor."""
+    wanted = 2 * torch.cuda.get_device_properties(device).multi_processor_count
+    return Launch(splits=min(8, max(1, round(wanted / (rows / Launch.rows)))))
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """In row order, and starting where the kernel can read 16 bytes at a time."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
+_TURNS = 16
+_turns = itertools.count()
+
+
+@cache
+def _counters(device: int) -> int:
+    """Address of counters that the kernel leaves at zero, so that no call must clear them.
+
+    Calls take turns with `_TURNS` sets of them, since calls on several streams may overlap.
+    """
+    _kept.append(torch.zeros(_TURNS * _MOST_BLOCKS, dtype=torch.int32, device=device))
+    return _kept[-1].data_ptr()
+
+
+_kept: list[Tensor] = []
 
 
 def fastest_launch(x: Tensor, weights: list[Compressed]) -> Launch:
@@ -156,13 +220,22 @@ def fastest_launch(x: Tensor, weights: list[Compressed]) -> Launch:
         x: [tokens, in].
         weights: copies of the compressed weight, enough that no cache holds them all.
     """
+    times = launch_times(x, weights)
+    return min(times, key=times.get)
+
+
+def launch_times(x: Tensor, weights: list[Compressed]) -> dict[Launch, float]:
+    """Milliseconds of the product under each of `LAUNCHES` that fits it and the device."""
     from esparse_lab.gemm.clock import device_ms
 
-    rows = len(weights[0].values)
+    tokens, columns = x.shape
     times = {}
     for launch in LAUNCHES:
-        if launch.rows > rows or launch.splits * launch.words * 8 > x.shape[1]:
+        variant = _variant(x.dtype, weights[0].pattern, tokens, columns // 8, launch)
+        if variant.words * launch.splits * 8 > columns:
+            continue
+        if variant.stages(x.device.index, launch.blocks) < 2:
             continue
         calls = [lambda w=w, on=launch: nm_linear(x, w, launch=on) for w in weights]
         times[launch] = device_ms(calls, least_ms=1.0, replays=3).median
-    return min(times, key=times.get)
+    return times

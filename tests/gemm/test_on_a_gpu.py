@@ -1,6 +1,7 @@
 """Sparse products on a device that has them: right, in graphs and compiled, and found only once."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -128,6 +129,53 @@ def test_few_tokens_with_any_compressed_pattern_are_right_and_repeat_bit_for_bit
             assert_near(y, F.linear(x.double(), weight.double(), bias.double()), dtype)
             for _ in range(20):
                 assert torch.equal(nm_linear(x, stored, bias, launch=launch), y)
+
+
+@pytest.mark.parametrize("columns", [8, 72, 96, 1024])
+def test_few_tokens_with_rows_that_begin_anywhere(columns):
+    """Rows of words that are multiples of 1, 4 and 16, and a weight, x that begin off 16 bytes."""
+    weight, _ = weight_and_bias(TWO_FOUR, 50, columns, torch.float16)
+    stored = compress(weight, TWO_FOUR)
+    some = replace(stored, values=stored.values[3:], bits=stored.bits[3:])
+    x = inputs(1, 5 * columns + 1, torch.float16)[0, 1:].view(5, columns)
+    exact = F.linear(x.double(), weight.double())
+    assert_near(nm_linear(x, stored), exact, torch.float16)
+    assert_near(nm_linear(x, some), exact[:, 3:], torch.float16)
+
+
+def test_few_tokens_in_a_graph_and_on_streams_that_overlap():
+    weight, bias = weight_and_bias(TWO_FOUR, 512, 2048, torch.float16)
+    stored = compress(weight, TWO_FOUR)
+    x = inputs(4, 2048, torch.float16)
+    y = nm_linear(x, stored, bias)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = nm_linear(x, stored, bias)
+    captured.zero_()
+    graph.replay()
+    assert torch.equal(captured, y)
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    torch.cuda.synchronize()
+    found = []
+    for stream in streams * 10:
+        with torch.cuda.stream(stream):
+            found.append(nm_linear(x, stored, bias))
+    torch.cuda.synchronize()
+    assert all(torch.equal(one, y) for one in found)
+
+
+@pytest.mark.parametrize(
+    ("x", "bias", "says"),
+    [
+        ((4, 56), (32,), "expected 64 channels"),
+        ((4, 64), (31,), r"bias is \(31,\)"),
+    ],
+)
+def test_what_does_not_fit_the_compressed_weight_is_refused(x, bias, says):
+    weight, _ = weight_and_bias(TWO_FOUR, 32, 64, torch.float16)
+    x, bias = (torch.ones(shape, device="cuda").half() for shape in (x, bias))
+    with pytest.raises(InputError, match=says):
+        nm_linear(x, compress(weight, TWO_FOUR), bias)
 
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 16}

@@ -151,7 +151,7 @@ def test_without_a_device_a_ready_model_is_refused_and_stays(model):
 
 
 @ON_CPU
-@pytest.mark.parametrize("kernel", ["cusparselt", "triton"])
+@pytest.mark.parametrize("kernel", ["cusparselt", "compressed"])
 def test_without_a_device_nothing_is_timed(kernel):
     with pytest.raises(EsparseError, match="Nothing can be timed here: no CUDA device") as error:
         time_gemm(16, 64, 32, kernel=kernel)

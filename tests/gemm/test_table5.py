@@ -82,7 +82,7 @@ def test_a_measured_table_stands_beside_its_shapes():
         for shape in [*shapes[::-1], (16, 64, 64)]
         for dtype in ("float16", "bfloat16")
     ]
-    rows.append((*shapes[4], "float16", "2:4", "triton", "a card", 9.0, None, 9.0, 0.0, 1.0))
+    rows.append((*shapes[4], "float16", "2:4", "compressed", "a card", 9.0, None, 9.0, 0.0, 1.0))
     columns = (
         "m k n dtype pattern kernel device dense_ms default_ms sparse_ms latency_reduction speedup"
     )
