@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("esparse_lab needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch --constraint constraints.txt
-	$(BIN)/python -m pip install --quiet --editable '.[hub,fast,test]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[hub,fast,sweep,test]' --constraint constraints.txt
 	touch $@
 
 clean:

@@ -41,7 +41,7 @@ class _Program(typer.core.TyperGroup):
             failure, message, code = error, str(error), error.exit_code
         except KeyboardInterrupt as error:
             message = "interrupted; nothing half-written has the name asked for. Run it again: a "
-            message += "report or a streamed run goes on where it was"
+            message += "report, a sweep or a streamed run goes on where it was"
             failure, code = error, 130
         except Exception as error:
             # Typer's own exceptions carry what it needs to end the program; a closed pipe, too, is
@@ -671,6 +671,93 @@ def report(
             f"{outcome.folder} show where",
             err=True,
         )
+        raise typer.Exit(1)
+
+
+@app.command()
+def sweep(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A YAML file, such as data/sweeps/quick.yaml.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder of results. Left out: reports/sweeps/ and the sweep's name."),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes on this machine; 0: none but this one, without Dask. Left out: one a "
+            "GPU, else as many as cores and memory allow.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells and which have results; run nothing.")
+    ] = False,
+) -> None:
+    """Measure models × recipes × calibrations × seeds × evaluations; tables with error bars.
+
+    Each cell is kept as soon as it is measured, under a hash of all that it depends on, so a run
+    that was stopped goes on where it was, and the cells of several machines merge by copying. A
+    cell that fails says why and the others go on (exit code 1); it is tried again the next time.
+
+    \b
+    Examples:
+      esparse sweep data/sweeps/quick.yaml --dry-run
+      esparse sweep data/sweeps/quick.yaml
+      esparse sweep my.yaml --cluster tcp://10.0.0.1:8786 --out results
+    """  # noqa: D301
+    if workers is not None and cluster is not None:
+        raise InputError("--workers are this machine's, --cluster has its own: give one of them.")
+    from esparse_lab.run_record import Run
+    from esparse_lab.sweep import (
+        load_cells,
+        load_failures,
+        missing_jobs,
+        paired_table,
+        read_sweep,
+        run_sweep,
+        summary_table,
+    )
+
+    plan = read_sweep(file)
+    folder = out or Path("reports/sweeps") / plan.name
+    if dry_run:
+        left = {cell.key for job in missing_jobs(plan, folder) for cell in job.cells}
+        for job in plan.jobs:
+            for cell in job.cells:
+                typer.echo(f"{'missing' if cell.key in left else 'exists ':7}  {job.words(cell)}")
+        typer.echo(f"{len(plan.cells)} cells, {len(plan.cells) - len(left)} exist in {folder}")
+        return
+    run = Run(plan.name, folder)  # first, so that a bad place is found at once
+    outcome = run_sweep(plan, folder, workers=workers, cluster=cluster)
+    keys = {cell.key for cell in plan.cells}
+    if outcome.found + outcome.measured:
+        cells = load_cells(folder).loc[lambda frame: frame.key.isin(keys)]
+        tables = {"summary": summary_table(cells)}
+        try:
+            tables["paired"] = paired_table(cells, plan.baseline)
+        except InputError as error:  # cells that failed may leave nothing to compare
+            warnings.warn(f"No paired differences: {error}", stacklevel=1)
+        for name, table in tables.items():
+            run.save_table(name, table)
+            shown = table.drop(columns=["provenance", "retained_share"], errors="ignore")
+            typer.echo(shown.to_string(index=False, float_format="{:.2f}".format, na_rep=""))
+            typer.echo("")
+    run.finish(baseline=plan.baseline, cells=sorted(keys), device="see the cells")
+    typer.echo(
+        f"{outcome.measured} cells measured, {outcome.found} were there, {outcome.failed} failed; "
+        f"tables in {folder / 'tables'}"
+    )
+    if outcome.failed:
+        failures = load_failures(folder).loc[lambda frame: frame.key.isin(keys)]
+        for row in failures.itertuples():
+            where = f"{row.model}, {row.recipe}, {row.evaluation}, seed {row.seed}"
+            typer.echo(f"esparse: {where}: {row.error_kind}: {row.error}", err=True)
         raise typer.Exit(1)
 
 

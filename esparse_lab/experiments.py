@@ -29,6 +29,22 @@ from esparse_lab.reconstruction import Reconstruction
 from esparse_lab.result_cache import cached
 from esparse_lab.tables import layer_place
 
+DENSE = {
+    "method": "dense",
+    "settings": "",
+    "pattern": "",
+    "search": "none",
+    "reconstruct": False,
+    "calibration": "",
+    "allocation": "",
+    "dense": True,
+    "retained_share": 1.0,
+    "output_error": 0.0,
+    "prune_seconds": 0.0,
+    "peak_memory_gib": None,
+}
+"""What a row says of a model that was not pruned."""
+
 
 def ladder(
     methods: Iterable[str],
@@ -136,25 +152,10 @@ def ladder_rows(
         "device": loaded.model.device.type,
         "test": tokens_sha256(test),
     }
-    dense = {
-        "method": "dense",
-        "settings": "",
-        "pattern": "",
-        "search": "none",
-        "reconstruct": False,
-        "calibration": "",
-        "allocation": "",
-        "dense": True,
-        "retained_share": 1.0,
-        "output_error": 0.0,
-        "prune_seconds": 0.0,
-        "peak_memory_gib": None,
-    }
-    yield dense | cached(key, lambda: _measured(loaded.model, test, told))
+    yield DENSE | cached(key, lambda: _measured(loaded.model, test, told))
     for recipe in recipes:
-        reads_tokens = recipe.needs is not None or recipe.allocation is not None
         cell = key | {
-            "calibration": tokens_sha256(calibration) if reads_tokens else None,
+            "calibration": tokens_sha256(calibration) if recipe.reads_tokens else None,
             "recipe": repr(recipe),
         }
         yield cached(cell, lambda r=recipe: _pruned_cell(loaded, calibration, test, r, told))
@@ -179,46 +180,64 @@ def _measured(model: PreTrainedModel, test: Tensor, told: Told | None) -> dict:
     return {
         "perplexity": value,
         "eval_seconds": time.perf_counter() - started,
-        "device": _device_name(model),
+        "device": device_name(model),
     }
 
 
 def _pruned_cell(
     loaded: LoadedModel, calibration: Tensor, test: Tensor, recipe: Recipe, told: Told | None
 ) -> dict:
-    device = loaded.model.device
+    with pruned(loaded.model, calibration, recipe, told) as facts:
+        return facts | _measured(loaded.model, test, told)
+
+
+@contextmanager
+def pruned(
+    model: PreTrainedModel,
+    calibration: Tensor | None,
+    recipe: Recipe | None,
+    told: Told | None = None,
+) -> Iterator[dict]:
+    """The model pruned (None: left dense) until the block ends, also with an error.
+
+    Yields:
+        What a row of `perplexity_ladder` says of the pruning.
+    """
+    if recipe is None:
+        yield dict(DENSE)
+        return
+    device = model.device
     on_gpu = device.type == "cuda"
-    with weights_restored(loaded.model):
+    with weights_restored(model):
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
         started = time.perf_counter()
-        layers = prune_model(loaded.model, calibration, recipe, progress=False, told=told)
+        layers = prune_model(model, calibration, recipe, progress=False, told=told)
         if on_gpu:
             torch.cuda.synchronize(device)
         prune_seconds = time.perf_counter() - started
         peak = torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else None
-        measured = _measured(loaded.model, test, told)
-    errors = [layer.output_error for layer in layers if layer.output_error is not None]
-    return {
-        "method": method_name(recipe.method),
-        "settings": repr(recipe.method),
-        "pattern": str(recipe.pattern),
-        "search": search_name(recipe.search),
-        "reconstruct": recipe.reconstruct is not None,
-        "calibration": recipe.calibration,
-        "allocation": "" if recipe.allocation is None else repr(recipe.allocation),
-        "dense": False,
-        "retained_share": sum(layer.retained_share for layer in layers) / len(layers),
-        "output_error": sum(errors) / len(errors) if errors else None,
-        "prune_seconds": prune_seconds,
-        "peak_memory_gib": peak,
-        **measured,
-    }
+        errors = [layer.output_error for layer in layers if layer.output_error is not None]
+        yield {
+            "method": method_name(recipe.method),
+            "settings": repr(recipe.method),
+            "pattern": str(recipe.pattern),
+            "search": search_name(recipe.search),
+            "reconstruct": recipe.reconstruct is not None,
+            "calibration": recipe.calibration,
+            "allocation": "" if recipe.allocation is None else repr(recipe.allocation),
+            "dense": False,
+            "retained_share": sum(layer.retained_share for layer in layers) / len(layers),
+            "output_error": sum(errors) / len(errors) if errors else None,
+            "prune_seconds": prune_seconds,
+            "peak_memory_gib": peak,
+        }
 
 
-def _device_name(model: PreTrainedModel) -> str:
+def device_name(model: PreTrainedModel) -> str:
+    """The GPU's name, or that it is a CPU and its threads."""
     if model.device.type == "cuda":
-        return torch.cuda.get_device_name(model.device)
+        return torch.cuda.getdevice_name(model.device)
     return f"CPU, {torch.get_num_threads()} threads"
 
 

@@ -100,6 +100,11 @@ class Recipe:
             return self.method.needs
         return replace(self.method.needs or Needs(), gram=True)
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the calibration tokens decide anything."""
+        return self.needs is not None or self.allocation is not None
+
 
 @dataclass(frozen=True)
 class PrunedLayer:

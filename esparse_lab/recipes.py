@@ -6,7 +6,7 @@ from dataclasses import fields
 from esparse_lab.allocation import ALLOCATIONS
 from esparse_lab.errors import InputError, unknown
 from esparse_lab.masks import Sparsity, Unstructured, parse_sparsity
-from esparse_lab.methods import METHODS, PruningMethod, make_method
+from esparse_lab.methods import METHODS, PruningMethod, make_method, method_name
 from esparse_lab.permutation import SEARCHES, BlockShuffle, OrderSearch
 from esparse_lab.pruning import Calibration, Orders, Recipe, can_be_ordered
 from esparse_lab.reconstruction import Reconstruction
@@ -24,6 +24,20 @@ def named_search(name: str) -> OrderSearch | None:
 def search_name(search: OrderSearch | None) -> str:
     """The name of a search in `SEARCHES`, else its settings."""
     return next((name for name, known in SEARCHES.items() if known == search), repr(search))
+
+
+def recipe_label(recipe: Recipe) -> str:
+    """A recipe in words, such as "esparse 2:4, gns+lbs"; only settings off the default."""
+    method, defaults = recipe.method, type(recipe.method)()
+    values = {f.name: getattr(method, f.name) for f in fields(method)}
+    parts = [f"{method_name(method)} {recipe.pattern}"]
+    parts += [f"{name}={v}" for name, v in values.items() if v != getattr(defaults, name)]
+    parts += [search_name(recipe.search)] if recipe.search is not None else []
+    parts += ["reconstruct"] if recipe.reconstruct is not None else []
+    parts += [f"calibration {recipe.calibration}"] if recipe.calibration != "sequential" else []
+    parts += [repr(recipe.allocation)] if recipe.allocation is not None else []
+    parts += [f"orders {recipe.orders}"] if recipe.orders != "mask" else []
+    return ", ".join(parts)
 
 
 def method_of(name: str, settings: Mapping[str, str]) -> PruningMethod:

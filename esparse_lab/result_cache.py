@@ -17,8 +17,8 @@ from esparse_lab.downloads import cache_dir
 from esparse_lab.errors import EsparseError, InputError
 
 COMPUTING = ("torch", "transformers", "numpy")
-SHOWING = {"run_record", "figures", "explorers", "reports", "cli"}
-"""Rooms of the package that show results but cannot change one."""
+SHOWING = {"run_record", "sweep", "figures", "explorers", "reports", "cli"}
+"""Rooms of the package that show or collect results but cannot change one."""
 
 
 def cached(key: dict, compute: Callable[[], dict]) -> dict:

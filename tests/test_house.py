@@ -33,6 +33,7 @@ ROOMS = [
     ["tables"],
     ["experiments", "footprint"],
     ["tasks"],
+    ["sweep"],
     ["gemm"],
     ["audit"],
     ["figures"],

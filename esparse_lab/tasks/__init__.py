@@ -6,7 +6,6 @@ from esparse_lab.tasks.ladder import (
     accuracy_layout,
     kept_scores,
     published_table2,
-    recipe_label,
     task_ladder,
 )
 from esparse_lab.tasks.paired import paired_difference
@@ -25,7 +24,6 @@ __all__ = [
     "paired_difference",
     "published_table2",
     "read_task",
-    "recipe_label",
     "task_ladder",
     "task_scores",
     "zero_shot",

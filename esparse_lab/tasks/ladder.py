@@ -9,10 +9,9 @@ from torch import Tensor
 
 from esparse_lab.corpora import tokens_sha256
 from esparse_lab.experiments import weights_fingerprint, weights_restored
-from esparse_lab.methods import method_name
 from esparse_lab.models import LoadedModel
 from esparse_lab.pruning import Recipe, prune_model
-from esparse_lab.recipes import search_name
+from esparse_lab.recipes import recipe_label
 from esparse_lab.result_cache import cached
 from esparse_lab.tables import REFERENCE, paper_table
 from esparse_lab.tasks.evaluation import MEAN, TaskScores, file_scores, task_scores
@@ -21,16 +20,6 @@ from esparse_lab.tasks.questions import TASKS, read_task
 
 DENSE = "dense"
 KEPT = "zero_shot_h100"
-
-
-def recipe_label(recipe: Recipe) -> str:
-    """A recipe in words, such as "esparse 2:4, gns+lbs"."""
-    parts = [f"{method_name(recipe.method)} {recipe.pattern}"]
-    parts += [search_name(recipe.search)] if recipe.search is not None else []
-    parts += ["reconstruct"] if recipe.reconstruct is not None else []
-    parts += [recipe.calibration] if recipe.calibration != "sequential" else []
-    parts += [repr(recipe.allocation)] if recipe.allocation is not None else []
-    return ", ".join(parts)
 
 
 def task_ladder(
@@ -89,10 +78,9 @@ def task_ladder(
         else [(file.task, file.sha256, len(file.questions)) for file in files],
     }
     for recipe in (None, *recipes):
-        reads_tokens = recipe is not None and (recipe.needs or recipe.allocation) is not None
         cell = key | {
             "recipe": repr(recipe),
-            "calibration": tokens_sha256(calibration) if reads_tokens else None,
+            "calibration": tokens_sha256(calibration) if recipe and recipe.reads_tokens else None,
         }
         kept = cached(cell, lambda r=recipe: scores(r))
         yield (

@@ -1,0 +1,436 @@
+"""Sweeps: cells are measured once, survive deaths of processes, and are compared on equal terms."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from scipy import stats
+from tiny_models import random_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from esparse_lab import InputError, Pattern, Recipe, Wanda, perplexity, prune_model, token_windows
+from esparse_lab.cli import app
+from esparse_lab.errors import EsparseError
+from esparse_lab.models import load_model
+from esparse_lab.sweep import (
+    SweepOutcome,
+    load_cells,
+    load_failures,
+    missing_jobs,
+    paired_bootstrap,
+    paired_table,
+    read_sweep,
+    run_sweep,
+    summary_table,
+)
+from esparse_lab.sweep.execution import DeadWorker, call_each, processes_that_fit
+
+pytest.importorskip("distributed")
+
+SWEEP = """
+models: [tiny]
+recipes:
+  - dense
+  - {method: [magnitude, wanda], pattern: ["2:4", "4:8"]}
+calibrations: [{corpus: text.txt, sequences: 4, length: 16}]
+seeds: [0, 1]
+evaluations: [{corpus: text.txt, length: 16, windows: 6}]
+baseline: wanda
+device: cpu
+"""
+N_CELLS = 1 + 2 + 2 * 2  # dense, magnitude without seeds, Wanda with them
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A tiny model with a byte tokenizer, and a text."""
+    home = tmp_path_factory.mktemp("sweep")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(home / "tiny")
+    random_model("llama").save_pretrained(home / "tiny")
+    (home / "text.txt").write_text("What a model reads is a row of numbers. " * 20)
+    return home
+
+
+@pytest.fixture
+def planned(home, tmp_path, monkeypatch):
+    """Writes a sweep file, changed as told, and reads it."""
+    monkeypatch.chdir(home)
+
+    def plan(*changes, name="tiny_sweep"):
+        text = SWEEP
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / f"{name}.yaml").write_text(text)
+        return read_sweep(tmp_path / f"{name}.yaml")
+
+    return plan
+
+
+def esparse(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="esparse")
+
+
+def figures(folder) -> dict[str, float]:
+    cells = load_cells(folder)
+    assert cells.key.is_unique
+    return dict(zip(cells.key, cells.perplexity, strict=True))
+
+
+def test_a_cell_is_what_pruning_and_measuring_by_hand_gives(planned, tmp_path):
+    assert run_sweep(planned(), tmp_path / "out", workers=0) == SweepOutcome(0, N_CELLS, 0)
+    cells = load_cells(tmp_path / "out")
+    for seed in (0, 1):
+        loaded = load_model("tiny", device="cpu")
+        drawn = {"split": "train", "length": 16, "count": 4, "seed": seed}
+        tokens = token_windows(loaded.tokenizer, "text.txt", **drawn)
+        test = token_windows(loaded.tokenizer, "text.txt", split="test", length=16, count=6)
+        prune_model(loaded.model, tokens, Recipe(Wanda(), Pattern(4, 8)), progress=False)
+        found = perplexity(loaded.model, test, progress=False)
+        (row,) = cells[(cells.recipe == "wanda 4:8") & (cells.seed == seed)].itertuples()
+        assert row.perplexity == found.value
+        assert list(row.nll) == found.nll.tolist()
+        assert (row.sequences, row.calibration_length, row.windows) == (4, 16, 6)
+    assert list(cells[cells.seed.isna()].recipe) == ["dense", "magnitude 2:4", "magnitude 4:8"]
+
+
+def test_what_exists_is_skipped_and_machines_merge_by_copying(planned, tmp_path):
+    one, other, both = (tmp_path / name for name in ("one", "other", "both"))
+    run_sweep(planned(("seeds: [0, 1]", "seeds: [0]")), one, workers=0)
+    run_sweep(planned(("seeds: [0, 1]", "seeds: [1]"), ("dense", "ria")), other, workers=0)
+    for folder in (one, other):
+        shutil.copytree(folder, both, dirs_exist_ok=True)
+    assert run_sweep(planned(), both, workers=0) == SweepOutcome(N_CELLS, 0, 0)
+    assert len(figures(both)) == N_CELLS + 1  # RIA's
+    damaged = min((both / "cells").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.warns(RuntimeWarning, match="damaged"):
+        assert len(load_cells(both)) == N_CELLS
+    jobs = missing_jobs(planned(("dense", "ria")), both) + missing_jobs(planned(), both)
+    assert damaged.stem in {cell.key for job in jobs for cell in job.cells}
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        (("seeds: [0, 1]", "seeds: [0, 2]"), 1 + 2 + 2),
+        (("sequences: 4", "sequences: 5"), 1 + 2),
+        (("windows: 6", "windows: 7"), 0),
+        (("models: [tiny]", "models: [{model: tiny, dtype: bfloat16}]"), 0),
+        (("magnitude, wanda", "wanda, magnitude"), N_CELLS),
+        (("dense", "{method: wanda, pattern: '2:4', calibration: dense}"), N_CELLS - 1),
+    ],
+)
+def test_a_cell_is_measured_anew_when_anything_it_depends_on_changes(planned, change, kept):
+    before = {cell.key for cell in planned().cells}
+    after = {cell.key for cell in planned(change).cells}
+    assert len(before & after) == kept
+
+
+def test_other_weights_are_another_model(planned, home):
+    before = {cell.key for cell in planned().cells}
+    shutil.copytree(home / "tiny", home / "same" / "tiny")
+    assert {c.key for c in planned(("[tiny]", "[same/tiny]")).cells} == before
+    random_model("llama", seed=1).save_pretrained(home / "same" / "tiny")
+    assert not {c.key for c in planned(("[tiny]", "[same/tiny]")).cells} & before
+
+
+def test_lists_multiply_and_searches_are_tried_where_there_are_groups(planned):
+    recipes = '{method: [wanda, esparse], pattern: ["2:4", 50%], search: [none, gns]}'
+    sweep = planned(
+        ('{method: [magnitude, wanda], pattern: ["2:4", "4:8"]}', recipes),
+        ("baseline: wanda\n", "baseline: wanda 50%\n"),
+        ("length: 16, windows", "length: [8, 16], windows"),
+    )
+    labels = list(dict.fromkeys(job.label for job in sweep.jobs))
+    of = [f"{m} {rest}" for m in ("wanda", "esparse") for rest in ("2:4", "2:4, gns", "50%")]
+    assert labels == ["dense", *of]
+    assert len(sweep.cells) == (1 + 6 * 2) * 2
+    again = planned(("- dense", "- dense\n  - {method: esparse, set: {alpha: [1, 3.0]}}"))
+    assert [j.label for j in again.jobs][1:4:2] == ["esparse 2:4, alpha=1.0", "esparse 2:4"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("seeds:", "seds:"), "Did you mean 'seeds'?"),
+        (("sequences: 4", "sequence: 4"), "Did you mean 'sequences'?"),
+        (("windows: 6", "window: 6"), "evaluations, entry 1: Unknown key"),
+        (("pattern:", "patern:"), "Did you mean 'pattern'?"),
+        (("magnitude, wanda", "magnitude, wonda"), "recipes, entry 2: Unknown method 'wonda'. Did"),
+        (('"4:8"', "4:8"), "the pattern 4:8 needs quotes, '4:8': YAML reads it as 248"),
+        (('"4:8"', '"8:4"'), "8:4"),
+        (('"4:8"', '"4:8"], search: [gnss'), "Did you mean 'gns'"),
+        (('"2:4", "4:8"', '"50%"], search: [gns'), "no recipe is left"),
+        (("[magnitude, wanda]", "[]"), "baseline 'wanda'"),
+        (("corpus: text.txt, seq", "corpus: wikipedio, seq"), "Did you mean 'wikipedia'?"),
+        (("models: [tiny]", "models: []"), "has no models"),
+        (("models: [tiny]", "models: tiny"), "models: expected a list"),
+        (("models: [tiny]", "models: [{name: tiny}]"), "Unknown key of a model 'name'"),
+        (("models: [tiny]", "models: [tiny"), "is not YAML"),
+        (("[0, 1]", "[]"), "seeds is empty"),
+        (("[0, 1]", "[a]"), "seeds: expected whole numbers, got 'a'"),
+        (("sequences: 4", "sequences: four"), "sequences got 'four', expected a whole number"),
+        (("length: 16, windows: 6", "length: 16, windows: 999"), "999 were asked for"),
+        (("baseline: wanda", "baseline: wonda"), "Did you mean 'wanda'"),
+        (("- dense", "- {method: dense, pattern: '4:8'}"), "takes nothing else"),
+        (("device: cpu", "device: gpu"), "Unknown device 'gpu'"),
+    ],
+)
+def test_a_bad_file_is_refused_with_what_to_do(planned, tmp_path, change, says):
+    with pytest.raises(InputError) as error:
+        planned(change)
+    assert says in str(error.value)
+    result = esparse("sweep", tmp_path / "tiny_sweep.yaml", "--out", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_syntax_error_has_its_line(planned, tmp_path):
+    with pytest.raises(InputError, match=r"line 4, column \d+ is not YAML"):
+        planned(("- dense", "- dense: [}"))
+    with pytest.raises(InputError, match="Cannot read"):
+        read_sweep(tmp_path / "nowhere.yaml")
+
+
+def test_a_failing_cell_keeps_its_error_and_the_others_go_on(planned, home, tmp_path):
+    late = home / "late.txt"  # a text that changes after the sweep was planned
+    late.write_text("One text. " * 40)
+    tested = planned(("text.txt, length", "[text.txt, late.txt], length"))
+    calibrated = planned(("text.txt, seq", "late.txt, seq"))
+    late.write_text("Other text. " * 40)
+    out = tmp_path / "tested"
+    assert run_sweep(tested, out, workers=0) == SweepOutcome(0, N_CELLS, N_CELLS)
+    assert set(load_cells(out).evaluation) == {"text.txt test, 6 × 16"}
+    failed = load_failures(out)
+    assert set(failed.evaluation) == {"late.txt test, 6 × 16"}
+    assert set(failed.error_kind) == {"EsparseError"}
+    assert failed.error.str.contains("the tokens of late.txt is not what the sweep was").all()
+    out = tmp_path / "calibrated"
+    assert run_sweep(calibrated, out, workers=0) == SweepOutcome(0, 3, 4)
+    assert set(load_failures(out).recipe) == {"wanda 2:4", "wanda 4:8"}
+    # What was wrong is mended: the next run tries again.
+    late.write_text("One text. " * 40)
+    assert run_sweep(calibrated, out, workers=0) == SweepOutcome(3, 4, 0)
+    assert load_failures(out).empty
+
+
+def kill_one_worker(folder, killed):
+    """SIGKILL one process of the cluster once the first cell is there."""
+    while not list((folder / "cells").glob("*.parquet")):
+        time.sleep(0.01)
+    workers = [p for p in psutil.Process().children(True) if "spawn_main" in " ".join(p.cmdline())]
+    os.kill(workers[0].pid, signal.SIGKILL)
+    killed.append(workers[0].pid)
+
+
+def test_a_worker_that_is_killed_costs_nothing_and_all_equals_a_serial_run(planned, tmp_path):
+    sweep = planned(("seeds: [0, 1]", f"seeds: {list(range(12))}"))
+    n_cells = 1 + 2 + 2 * 12
+    killed = []
+    killer = threading.Thread(target=kill_one_worker, args=(tmp_path / "out", killed))
+    killer.start()
+    outcome = run_sweep(sweep, tmp_path / "out", workers=2)
+    killer.join()
+    assert killed
+    assert outcome == SweepOutcome(0, n_cells, 0)
+    run_sweep(sweep, tmp_path / "serial", workers=0)
+    assert figures(tmp_path / "out") == pytest.approx(figures(tmp_path / "serial"), rel=1e-12)
+    assert len(figures(tmp_path / "out")) == n_cells
+
+
+def test_a_call_that_kills_every_worker_is_given_up_and_the_others_are_made():
+    calls = ["6 * 7", "__import__('os')._exit(9)", "1 / 0", *(f"{i} + 1" for i in range(5))]
+    found = dict(call_each(eval, calls, workers=2))
+    assert isinstance(found[1], DeadWorker)
+    assert "died 4 times" in str(found[1])
+    assert isinstance(found[2], ZeroDivisionError)
+    assert [found[i] for i in (0, 3, 4, 5, 6, 7)] == [42, 1, 2, 3, 4, 5]
+
+
+def test_a_cluster_by_its_address_does_the_work(planned, tmp_path):
+    from distributed import LocalCluster
+
+    sweep = planned()
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=3,
+        processes=False,
+        protocol="tcp",
+        dashboard_address=None,
+        host="127.0.0.1",
+    ) as cluster:
+        address = cluster.scheduler_address
+        outcome = run_sweep(sweep, tmp_path / "a", cluster=address)
+    assert outcome == SweepOutcome(0, N_CELLS, 0), load_failures(tmp_path / "a").error.to_list()
+    with pytest.raises(EsparseError, match="No Dask scheduler answers"):
+        list(call_each(eval, ["1"], cluster="nowhere"))
+    with pytest.raises(InputError, match="none with a cluster"):
+        list(call_each(eval, ["1"], cluster="nowhere", workers=2))
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_keeps_what_is_done_and_goes_on(planned, home, tmp_path, stop, code):
+    sweep = planned(("seeds: [0, 1]", f"seeds: {list(range(40))}"))
+    program = "from esparse_lab.cli import main; main()"
+    arguments = ["sweep", tmp_path / "tiny_sweep.yaml", "--out", tmp_path / "out", "--workers", "0"]
+    run = subprocess.Popen([sys.executable, "-c", program, *arguments], cwd=home, stderr=-1)
+    while len(list((tmp_path / "out").glob("cells/*.parquet"))) < 4:
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.send_signal(stop)
+    said = run.communicate()[1].decode()
+    assert run.returncode == code
+    assert ("goes on where it was" in said) == (stop == signal.SIGINT)
+    done = len(figures(tmp_path / "out"))
+    n_cells = 1 + 2 + 2 * 40
+    assert 4 <= done < n_cells
+    assert run_sweep(sweep, tmp_path / "out", workers=0) == SweepOutcome(done, n_cells - done, 0)
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_half_file(planned, tmp_path, monkeypatch):
+    planned()
+    calls = []
+
+    def full(_):
+        calls.append(1)
+        if len(calls) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        result = esparse(
+            "sweep", tmp_path / "tiny_sweep.yaml", "--out", tmp_path / "out", "--workers", 0
+        )
+    assert result.exit_code == 1
+    assert "No space left on device. Make room" in result.stderr
+    assert len(list((tmp_path / "out").rglob("*.parquet"))) == 3
+    assert [p for p in (tmp_path / "out" / "cells").iterdir() if p.suffix != ".parquet"] == []
+    result = esparse("sweep", tmp_path / "tiny_sweep.yaml", "--out", tmp_path / "out")
+    assert f"{N_CELLS - 3} cells measured, 3 were there, 0 failed" in result.stdout
+
+
+def test_the_command_lists_measures_and_tabulates(planned, tmp_path):
+    planned()
+    file, out = tmp_path / "tiny_sweep.yaml", tmp_path / "out"
+    listed = esparse("sweep", file, "--out", out, "--dry-run")
+    assert listed.exit_code == 0
+    assert listed.stdout.count("missing") == N_CELLS
+    assert (
+        "tiny | wanda 4:8 | text.txt train, 4 × 16, seed 1 | text.txt test, 6 × 16" in listed.stdout
+    )
+    assert not out.exists()
+    done = esparse("sweep", file, "--out", out, "--workers", 0)
+    assert done.exit_code == 0, done.stderr
+    summary = pd.read_csv(out / "tables" / "tiny_sweep.summary.csv")
+    assert list(summary.seeds) == [1, 1, 1, 2, 2]
+    paired = pd.read_csv(out / "tables" / "tiny_sweep.paired.csv")
+    assert list(paired.recipe + " - " + paired.baseline) == [
+        "magnitude 2:4 - wanda 2:4",
+        "magnitude 4:8 - wanda 4:8",
+    ]
+    record = json.loads((out / "records" / "tiny_sweep.json").read_text())
+    assert record["facts"]["baseline"] == "wanda"
+    assert esparse("sweep", file, "--out", out, "--dry-run").stdout.count("exists") == N_CELLS
+    bad = esparse("sweep", file, "--workers", 1, "--cluster", "tcp://x")
+    assert (bad.exit_code, "give one of them" in bad.stderr) == (2, True)
+
+
+def test_differences_are_paired_by_seed_and_window(planned, tmp_path):
+    run_sweep(planned(), tmp_path, workers=0)
+    cells = load_cells(tmp_path)
+    pick = {(r.recipe, r.seed if pd.notna(r.seed) else None): r for r in cells.itertuples()}
+    summary = summary_table(cells).set_index("recipe")
+    each = [pick["wanda 2:4", seed].perplexity for seed in (0, 1)]
+    assert summary.perplexity["wanda 2:4"] == pytest.approx(sum(each) / 2)
+    assert summary.spread["wanda 2:4"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
+    assert summary.seeds["wanda 2:4"] == 2
+    assert np.isnan(summary.spread["dense"])
+
+    paired = paired_table(cells, "dense").set_index("recipe")
+    dense = pick["dense", None].perplexity
+    assert paired.difference["wanda 2:4"] == pytest.approx(sum(each) / 2 - dense)
+    assert paired.lowest["wanda 2:4"] == pytest.approx(min(each) - dense)
+    assert "dense" not in paired.index
+
+    one = cells[cells.seed.isna() | (cells.seed == 0)]
+    row = paired_table(one, "wanda 2:4").set_index("recipe").loc["wanda 4:8"]
+    a, b = pick["wanda 4:8", 0].nll, pick["wanda 2:4", 0].nll
+    oracle = stats.bootstrap(
+        (a, b),
+        lambda x, y, axis=-1: np.exp(x.mean(axis)) - np.exp(y.mean(axis)),
+        paired=True,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(5),
+    ).confidence_interval
+    width = oracle.high - oracle.low
+    assert row.difference == pytest.approx(np.exp(a.mean()) - np.exp(b.mean()))
+    assert (row.low, row.high) == pytest.approx((oracle.low, oracle.high), abs=0.05 * width)
+
+
+def test_what_is_hard_for_both_models_is_no_uncertainty():
+    hard = np.array([1.0, 5.0, 2.0, 4.0])
+    difference, low, high = paired_bootstrap(hard, hard)
+    assert (difference, low, high) == (0, 0, 0)
+    same_ratio = paired_bootstrap(hard + np.log(2), hard, seed=1)
+    assert same_ratio[0] == pytest.approx(np.exp(3))  # 2 e^3 - e^3
+    with pytest.raises(InputError, match="the same windows"):
+        paired_bootstrap(hard, hard[:3])
+    with pytest.raises(InputError, match="between 0 and 1"):
+        paired_bootstrap(hard, hard, confidence=95)
+
+
+def test_cells_of_other_conditions_are_never_compared_or_averaged(planned, tmp_path):
+    short = ("length: 16, windows: 6", "length: 8, windows: 6")
+    run_sweep(planned(), tmp_path, workers=0)
+    run_sweep(planned(short), tmp_path, workers=0)
+    cells = load_cells(tmp_path)
+    assert cells.provenance.nunique() == 2
+    summary = summary_table(cells)
+    assert set(summary[summary.recipe == "wanda 2:4"].seeds) == {2}
+    assert len(paired_table(cells, "dense")) == 2 * 4
+
+    apart = cells[(cells.recipe != "dense") | (cells.window_length == 8)]
+    with pytest.raises(InputError) as error:
+        paired_table(apart, "dense")
+    assert "evaluation.length 16 against 8" in str(error.value)
+    assert "Measure both in one sweep" in str(error.value)
+
+    other_seeds = cells[(cells.recipe != "wanda 2:4") | (cells.seed == 0)]
+    other_seeds = other_seeds[(other_seeds.recipe != "wanda 4:8") | (other_seeds.seed == 1)]
+    with pytest.raises(InputError, match=r"seeds 1 against .*seeds 0"):
+        paired_table(other_seeds, "wanda 2:4")
+    with pytest.raises(InputError, match="Did you mean 'wanda'"):
+        paired_table(cells, "wonda")
+
+
+def test_processes_share_cores_and_memory():
+    assert processes_that_fit(0) >= 1
+    assert processes_that_fit(1e6) == 1
+    free = psutil.virtual_memory().available / 2**30
+    assert processes_that_fit(free / 1.5) == 1
+
+
+def test_the_examples_name_what_is_there(monkeypatch):
+    from esparse_lab.tables import HOME
+
+    for file in sorted((HOME / "data" / "sweeps").glob("*.yaml")):
+        assert read_sweep(file).cells, file
