@@ -174,6 +174,20 @@ def paired():
     return pd.DataFrame(rows, columns=["model", "task", "metric", "difference", "low", "high"])
 
 
+def seeds():
+    rows = [("dense", "", 20.0), ("wanda", "2:4", 90.0), ("wanda", "2:4", 110.0)]
+    rows += [("esparse, gns", "2:4", 80.0), ("wanda", "4:8", 50.0)]
+    return pd.DataFrame(rows, columns=["recipe", "pattern", "perplexity"])
+
+
+def ratios():
+    rows = [("esparse 2:4", "wanda 2:4", 0.8, 0.75, 0.9, 0.7, 0.95)]
+    rows += [("ria 2:4", "wanda 2:4", 0.5, np.nan, np.nan, 0.4, 0.6)]
+    rows += [("ria 4:8", "wanda 4:8", 2.0, 1.5, 2.5, 1.8, 2.2)]
+    ends = ["ratio", "ratio_low", "ratio_high", "ratio_lowest", "ratio_highest"]
+    return pd.DataFrame(rows, columns=["recipe", "baseline", *ends])
+
+
 FRAMES = {
     F.channel_figure: channels,
     F.entropy_norm_figure: channels,
@@ -190,6 +204,8 @@ FRAMES = {
     F.roofline_figure: roofs,
     F.atlas_figure: lambda: timings().drop(columns=["default_ms", "floor_ms", "dense_floor_ms"]),
     F.paired_figure: paired,
+    F.seeds_figure: seeds,
+    F.ratios_figure: ratios,
 }
 EVERY = [pytest.param(f, id=f.__name__) for f in FRAMES]
 
@@ -600,6 +616,27 @@ def test_paired_figure_shows_points_and_intervals_a_row_a_task():
     assert list(fig.layout.yaxis2.ticktext) == ["piqa", "mean"]
     assert [round(y) for y in wanda.y] == [round(y) for y in esparse.y] == [0, 1]
     assert all(w < e for w, e in zip(wanda.y, esparse.y, strict=True))
+
+
+def test_seeds_figure_shows_every_seed_its_mean_and_its_spread():
+    fig = F.seeds_figure(seeds())
+    points, means, *_ = fig.data
+    assert list(points.x) == [90, 110, 80]
+    assert list(points.y) == [1, 1, 0]  # best first
+    assert list(means.x) == [80, 100]
+    assert list(means.error_x.array) == pytest.approx([0, 200**0.5])  # of 90 and 110
+    assert [line.x0 for line in fig.layout.shapes] == [20, 20]  # the dense model, a panel each
+    assert "dashed line is the dense" in fig.layout.annotations[-1].text
+
+
+def test_ratios_figure_shows_seeds_and_the_intervals_that_are_known():
+    fig = F.ratios_figure(ratios())
+    ranges, means = fig.data[:2]
+    assert list(ranges.x[:2]) == [0.4, 0.6]
+    assert list(means.x) == [0.5, 0.8]
+    assert list(means.error_x.array) == pytest.approx([0, 0.1])
+    assert list(means.error_x.arrayminus) == pytest.approx([0, 0.05])
+    assert [line.x0 for line in fig.layout.shapes] == [1, 1]
 
 
 @pytest.mark.parametrize("figure", EVERY)

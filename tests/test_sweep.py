@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from esparse_lab import InputError, Pattern, Recipe, Wanda, perplexity, prune_model, token_windows
 from esparse_lab.cli import app
 from esparse_lab.errors import EsparseError
-from esparse_lab.models import load_model
+from esparse_lab.models import embedded_model_folder, load_model
 from esparse_lab.sweep import (
     SweepOutcome,
     load_cells,
@@ -32,10 +32,12 @@ from esparse_lab.sweep import (
     paired_bootstrap,
     paired_table,
     read_sweep,
+    recorded_cells,
     run_sweep,
     summary_table,
 )
 from esparse_lab.sweep.execution import DeadWorker, call_each, processes_that_fit
+from esparse_lab.tables import HOME, reference_ladder
 
 pytest.importorskip("distributed")
 
@@ -307,6 +309,7 @@ def test_a_run_that_is_stopped_keeps_what_is_done_and_goes_on(planned, home, tmp
 
 def test_a_full_disk_is_an_error_and_leaves_no_half_file(planned, tmp_path, monkeypatch):
     planned()
+    command = ["sweep", tmp_path / "tiny_sweep.yaml", "--out", tmp_path / "out", "--workers", 0]
     calls = []
 
     def full(_):
@@ -316,14 +319,12 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_file(planned, tmp_path, monk
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        result = esparse(
-            "sweep", tmp_path / "tiny_sweep.yaml", "--out", tmp_path / "out", "--workers", 0
-        )
+        result = esparse(*command)
     assert result.exit_code == 1
     assert "No space left on device. Make room" in result.stderr
     assert len(list((tmp_path / "out").rglob("*.parquet"))) == 3
     assert [p for p in (tmp_path / "out" / "cells").iterdir() if p.suffix != ".parquet"] == []
-    result = esparse("sweep", tmp_path / "tiny_sweep.yaml", "--out", tmp_path / "out")
+    result = esparse(*command)
     assert f"{N_CELLS - 3} cells measured, 3 were there, 0 failed" in result.stdout
 
 
@@ -370,6 +371,9 @@ def test_differences_are_paired_by_seed_and_window(planned, tmp_path):
     assert paired.lowest["wanda 2:4"] == pytest.approx(min(each) - dense)
     assert "dense" not in paired.index
 
+    assert paired.ratio["wanda 2:4"] == pytest.approx((each[0] * each[1]) ** 0.5 / dense)
+    assert paired.ratio_highest["wanda 2:4"] == pytest.approx(max(each) / dense)
+
     one = cells[cells.seed.isna() | (cells.seed == 0)]
     row = paired_table(one, "wanda 2:4").set_index("recipe").loc["wanda 4:8"]
     a, b = pick["wanda 4:8", 0].nll, pick["wanda 2:4", 0].nll
@@ -388,10 +392,10 @@ def test_differences_are_paired_by_seed_and_window(planned, tmp_path):
 
 def test_what_is_hard_for_both_models_is_no_uncertainty():
     hard = np.array([1.0, 5.0, 2.0, 4.0])
-    difference, low, high = paired_bootstrap(hard, hard)
-    assert (difference, low, high) == (0, 0, 0)
-    same_ratio = paired_bootstrap(hard + np.log(2), hard, seed=1)
-    assert same_ratio[0] == pytest.approx(np.exp(3))  # 2 e^3 - e^3
+    assert set(paired_bootstrap(hard, hard).values()) == {0, 1}
+    twice = paired_bootstrap(hard + np.log(2), hard)  # at twice the perplexity on every window
+    assert (twice["ratio_low"], twice["ratio_high"]) == pytest.approx((2, 2))
+    assert np.e < twice["low"] < np.exp(3) < twice["high"] < np.exp(5)
     with pytest.raises(InputError, match="the same windows"):
         paired_bootstrap(hard, hard[:3])
     with pytest.raises(InputError, match="between 0 and 1"):
@@ -422,6 +426,23 @@ def test_cells_of_other_conditions_are_never_compared_or_averaged(planned, tmp_p
         paired_table(cells, "wonda")
 
 
+def test_recorded_ladders_are_cells_without_losses():
+    cells = recorded_cells()
+    kept, _ = reference_ladder("methods_seed")
+    row = kept[(kept.method == "ria") & (kept.pattern == "2:4") & (kept.search == "gns")]
+    cell = cells[cells.recipe == "ria 2:4, gns"]
+    assert list(cell.perplexity) == list(row.perplexity[~row.reconstruct])
+    assert set(cell.calibration_text) == {"c4_sample.jsonl train, 128 × 2048"}
+    assert (cells.recipe == "dense").sum() == 1
+    paired = paired_table(cells, "wanda").set_index("recipe")
+    wanda = cells[cells.recipe == "wanda 2:4"].set_index("seed").perplexity
+    apart = cell.set_index("seed").perplexity - wanda
+    assert paired.difference["ria 2:4, gns"] == pytest.approx(apart.mean())
+    assert (paired.lowest["ria 2:4, gns"], paired.seeds["ria 2:4, gns"]) == (apart.min(), 3)
+    assert paired[["low", "high", "ratio_low", "ratio_high"]].isna().all(axis=None)
+    assert recorded_cells("nothing").empty
+
+
 def test_processes_share_cores_and_memory():
     assert processes_that_fit(0) >= 1
     assert processes_that_fit(1e6) == 1
@@ -429,8 +450,9 @@ def test_processes_share_cores_and_memory():
     assert processes_that_fit(free / 1.5) == 1
 
 
+@pytest.mark.embedded
+@pytest.mark.slow
+@pytest.mark.skipif(not embedded_model_folder().is_dir(), reason="needs `esparse fetch`")
 def test_the_examples_name_what_is_there(monkeypatch):
-    from esparse_lab.tables import HOME
-
     for file in sorted((HOME / "data" / "sweeps").glob("*.yaml")):
         assert read_sweep(file).cells, file

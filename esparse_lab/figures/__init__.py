@@ -18,6 +18,7 @@ from esparse_lab.figures.permutation import retained_figure, score_picture, sear
 from esparse_lab.figures.perplexity import methods_figure, perplexity_figure
 from esparse_lab.figures.plan import plan_map
 from esparse_lab.figures.style import LABELS, OKABE_ITO
+from esparse_lab.figures.sweep import ratios_figure, seeds_figure
 from esparse_lab.figures.tasks import paired_figure
 from esparse_lab.figures.teaching import MatrixPanel, matrix_picture
 
@@ -39,10 +40,12 @@ __all__ = [
     "perplexity_figure",
     "plan_map",
     "rank_change_figure",
+    "ratios_figure",
     "retained_figure",
     "roofline_figure",
     "score_picture",
     "search_trace_figure",
+    "seeds_figure",
     "size_perplexity_figure",
     "table6_figure",
 ]

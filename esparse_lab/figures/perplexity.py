@@ -46,7 +46,7 @@ def perplexity_figure(frame: pd.DataFrame, *, title: str = "", caption: str = ""
     ladders = [
         pruned[pruned["pattern"] == p].sort_values("perplexity", kind="stable") for p in patterns
     ]
-    figure, plot_height = _panels([len(ladder) for ladder in ladders])
+    figure, plot_height = panels([len(ladder) for ladder in ladders])
     look_of = looks(sorted(in_order(pruned["search"]), key=_search_place), SEARCH_LOOKS)
     for row, (pattern, ladder) in enumerate(zip(patterns, ladders, strict=True), start=1):
         ladder = ladder.assign(place=np.arange(len(ladder)))
@@ -104,7 +104,7 @@ def methods_figure(frame: pd.DataFrame, *, title: str = "", caption: str = "") -
     patterns = in_order(pruned["pattern"])
     ladders = [pruned[pruned["pattern"] == pattern] for pattern in patterns]
     bests = [ladder.groupby("method")["perplexity"].min().sort_values() for ladder in ladders]
-    figure, plot_height = _panels([len(best) for best in bests])
+    figure, plot_height = panels([len(best) for best in bests])
     searches = sorted(in_order(pruned["search"]), key=_search_place)
     for row, (pattern, ladder, best) in enumerate(zip(patterns, ladders, bests, strict=True), 1):
         here = [search for search in searches if search in set(ladder["search"])]
@@ -182,7 +182,7 @@ def _models(
     return pruned, dense
 
 
-def _panels(sizes: list[int]) -> tuple[go.Figure, int]:
+def panels(sizes: list[int]) -> tuple[go.Figure, int]:
     """A panel above the other for each number of rows, and the pixels of them all."""
     # Row heights follow the number of rows, so that a row is as high in every panel.
     plot_height = _ROW * (sum(sizes) + len(sizes)) + 34 * (len(sizes) - 1)

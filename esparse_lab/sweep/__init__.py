@@ -6,6 +6,7 @@ the cells mean together, with error bars.
 
 from esparse_lab.sweep.cells import CellStore, load_cells, load_failures
 from esparse_lab.sweep.plan import Sweep, read_sweep
+from esparse_lab.sweep.recorded import recorded_cells
 from esparse_lab.sweep.run import SweepOutcome, missing_jobs, run_sweep
 from esparse_lab.sweep.summary import paired_bootstrap, paired_table, summary_table
 
@@ -19,6 +20,7 @@ __all__ = [
     "paired_bootstrap",
     "paired_table",
     "read_sweep",
+    "recorded_cells",
     "run_sweep",
     "summary_table",
 ]

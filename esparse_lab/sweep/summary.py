@@ -11,6 +11,8 @@ from esparse_lab.errors import InputError, unknown
 from esparse_lab.sweep.plan import setting_of, without_pattern
 
 GROUP = ["model", "evaluation", "calibration_text", "recipe", "provenance"]
+DIFFERENCE = ["difference", "low", "high", "lowest", "highest"]
+RATIO = ["ratio", "ratio_low", "ratio_high", "ratio_lowest", "ratio_highest"]
 DRAWS_AT_ONCE = 1000
 
 
@@ -46,7 +48,8 @@ def paired_table(
     """By how much recipes differ from a baseline: on the same calibration seeds, and windows.
 
     Args:
-        cells: as from `load_cells`.
+        cells: as from `load_cells`, or `recorded_cells`, which have no losses of windows and so no
+            intervals.
         baseline: a recipe's label, such as "dense" or "wanda 2:4, gns"; or one without its
             pattern, such as "wanda, gns", for the recipe of that name at each pattern.
         confidence: of the interval.
@@ -55,10 +58,11 @@ def paired_table(
 
     Returns:
         One row a recipe and calibration; recipes of other patterns than the baseline's have none.
-        Columns: model, evaluation, calibration_text, recipe, provenance, baseline, difference
-        (perplexity of the recipe less the baseline's, the mean over seeds), low and high (interval
-        of it over test windows, the seeds as they are; see `paired_bootstrap`), lowest and highest
-        (over seeds), seeds (a count).
+        Columns: model, evaluation, calibration_text, recipe, provenance, baseline, seeds (a count);
+        difference (perplexity of the recipe less the baseline's, the mean over seeds), low and high
+        (interval of it over test windows, the seeds as they are; see `paired_bootstrap`), lowest
+        and highest (over seeds); and the same of ratio (the recipe's over the baseline's, the
+        geometric mean).
 
     Raises:
         InputError: a recipe's baseline was measured under other conditions alone, or on other
@@ -77,17 +81,20 @@ def paired_table(
             continue
         require_comparable(of_recipe, candidates)
         for text, pairs in _pairs(of_recipe, candidates):
-            ours, theirs = (np.stack(nll) for nll in zip(*pairs, strict=True))
-            found = paired_bootstrap(ours, theirs, confidence=confidence, draws=draws, seed=seed)
-            each = np.exp(ours.mean(axis=1)) - np.exp(theirs.mean(axis=1))
+            a, b = (np.array([one.perplexity for one in side]) for side in zip(*pairs, strict=True))
+            found = dict.fromkeys(("low", "high", "ratio_low", "ratio_high"), np.nan)
+            if "nll" in cells:
+                losses = (np.stack([one.nll for one in side]) for side in zip(*pairs, strict=True))
+                found = paired_bootstrap(*losses, confidence=confidence, draws=draws, seed=seed)
             rows.append(
                 about
-                | {"calibration_text": text, "baseline": wanted}
-                | dict(zip(("difference", "low", "high"), found, strict=True))
-                | {"lowest": each.min(), "highest": each.max(), "seeds": len(each)}
+                | {"calibration_text": text, "baseline": wanted, "seeds": len(a)}
+                | {"difference": (a - b).mean(), "ratio": np.exp(np.log(a / b).mean())}
+                | {"lowest": (a - b).min(), "highest": (a - b).max()}
+                | {"ratio_lowest": (a / b).min(), "ratio_highest": (a / b).max()}
+                | found
             )
-    columns = [*GROUP, "baseline", "difference", "low", "high", "lowest", "highest", "seeds"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*GROUP, "baseline", "seeds", *DIFFERENCE, *RATIO])
 
 
 def _at_pattern(baseline: str, pattern: str) -> str:
@@ -127,7 +134,7 @@ def _differences(a: dict, b: dict) -> dict[str, tuple]:
 
 
 def _pairs(cells: pd.DataFrame, others: pd.DataFrame) -> Iterator[tuple[str, list]]:
-    """Calibration text -> pairs of `nll` on the same provenance, calibration and seed.
+    """Calibration text -> pairs of rows on the same provenance, calibration and seed.
 
     What reads no calibration text has no seed and pairs with every one.
     """
@@ -137,7 +144,7 @@ def _pairs(cells: pd.DataFrame, others: pd.DataFrame) -> Iterator[tuple[str, lis
             texts = {a.calibration_text, b.calibration_text} - {""}
             seeds = {seed for seed in (a.seed, b.seed) if not pd.isna(seed)}
             if len(texts) < 2 and len(seeds) < 2:
-                found.setdefault("".join(texts), []).append((a.nll, b.nll))
+                found.setdefault("".join(texts), []).append((a, b))
     if not found:
         raise InputError(
             f"{cells.recipe.iloc[0]} and {others.recipe.iloc[0]} have no calibration text and seed "
@@ -158,8 +165,8 @@ def paired_bootstrap(
     confidence: float = 0.95,
     draws: int = 10_000,
     seed: int = 0,
-) -> tuple[float, float, float]:
-    """Difference in perplexity of two models on the same windows, with its interval.
+) -> dict[str, float]:
+    """How sure a difference in perplexity of two models on the same windows is.
 
     Windows are drawn anew with both models' losses on them, so what is hard for both does not
     count; a window is the unit, since tokens inside one are not independent. Percentile interval
@@ -173,7 +180,8 @@ def paired_bootstrap(
         seed: of the draws.
 
     Returns:
-        exp(mean of nll) - exp(mean of baseline), the mean over seeds; and the interval's ends.
+        The interval's ends: low and high of the difference exp(mean of nll) - exp(mean of
+        baseline), the mean over seeds; ratio_low and ratio_high of their ratio, the geometric mean.
 
     Raises:
         InputError: shapes differ, there is no window, or a setting is out of range.
@@ -190,14 +198,15 @@ def paired_bootstrap(
             f"{draws}."
         )
 
-    def difference(weights: np.ndarray) -> np.ndarray:  # [draw, window] -> [draw]
-        return (np.exp(weights @ ours.T) - np.exp(weights @ theirs.T)).mean(axis=1)
-
-    size = ours.shape[1]
-    even = np.full(size, 1 / size)
-    generator = np.random.default_rng(seed)
-    parts = [min(DRAWS_AT_ONCE, draws - done) for done in range(0, draws, DRAWS_AT_ONCE)]
-    drawn = [difference(generator.multinomial(size, even, part) / size) for part in parts]
+    size, generator = ours.shape[1], np.random.default_rng(seed)
+    differences, ratios = [], []
+    for done in range(0, draws, DRAWS_AT_ONCE):
+        drawn = min(DRAWS_AT_ONCE, draws - done)
+        weights = generator.multinomial(size, np.full(size, 1 / size), drawn) / size
+        a, b = weights @ ours.T, weights @ theirs.T  # [draw, seed]
+        differences.append((np.exp(a) - np.exp(b)).mean(axis=1))
+        ratios.append(np.exp((a - b).mean(axis=1)))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
-    return float(difference(even[None])[0]), float(low), float(high)
+    low, high = np.quantile(np.concatenate(differences), [tail, 1 - tail])
+    ratio_low, ratio_high = np.quantile(np.concatenate(ratios), [tail, 1 - tail])
+    return {"low": low, "high": high, "ratio_low": ratio_low, "ratio_high": ratio_high}
