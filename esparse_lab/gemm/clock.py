@@ -1,5 +1,6 @@
 """Device time of short calls: in a CUDA graph, over cold inputs, as a median with spread."""
 
+import gc
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,11 +54,7 @@ def alternating_ms(
                 call()
             once = _elapsed(stream, calls[0])
             rounds = max(1, min(2000, round(least_ms / max(once, 1e-3))) // len(calls))
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
-                for _ in range(rounds):
-                    for call in calls:
-                        call()
+            graph = _captured([call for _ in range(rounds) for call in calls])
             graph.replay()
             graphs.append((graph, rounds * len(calls)))
         for _ in range(replays):
@@ -65,6 +62,21 @@ def alternating_ms(
                 of_form.append(_elapsed(stream, graph.replay) / n_calls)
     torch.cuda.current_stream().wait_stream(stream)
     return [Milliseconds(statistics.median(one), min(one), max(one)) for one in times]
+
+
+def _captured(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
+    """The calls as one graph. `torch.cuda.graph` would collect garbage first, for 0.2 s each."""
+    graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
+    gc.disable()  # what it frees may call the device, which ends a capture
+    graph.capture_begin()
+    try:
+        for call in calls:
+            call()
+    finally:
+        graph.capture_end()
+        if collects:
+            gc.enable()
+    return graph
 
 
 def _elapsed(stream: torch.cuda.Stream, call: Call) -> float:
