@@ -146,7 +146,7 @@ def ratios_figure(frame: pd.DataFrame, *, title: str = "", caption: str = "") ->
             row=row,
             col=1,
         )
-        names = [f"{plain(r.recipe, 40)}  {r.ratio:.3g}" for r in group.itertuples()]
+        names = [f"{plain(r.recipe, 40)}  {r.ratio:#.3g}" for r in group.itertuples()]
         _name_rows(figure, row, f"against {plain(baseline)}", names)
         figure.add_vline(x=1, line={"color": INK, "width": 1.6, "dash": "dash"}, row=row, col=1)
     figure.update_xaxes(**log_axis([1, *frame[numbers].to_numpy().ravel()]))

@@ -5,7 +5,7 @@ the cells mean together, with error bars.
 """
 
 from esparse_lab.sweep.cells import CellStore, load_cells, load_failures
-from esparse_lab.sweep.plan import Sweep, read_sweep
+from esparse_lab.sweep.plan import Sweep, read_sweep, without_pattern
 from esparse_lab.sweep.recorded import recorded_cells
 from esparse_lab.sweep.run import SweepOutcome, missing_jobs, run_sweep
 from esparse_lab.sweep.summary import paired_bootstrap, paired_table, summary_table
@@ -23,4 +23,5 @@ __all__ = [
     "recorded_cells",
     "run_sweep",
     "summary_table",
+    "without_pattern",
 ]
