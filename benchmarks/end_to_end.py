@@ -4,14 +4,15 @@
         [--batches 1 4 16 64] [--prefill 4x1024] [--positions 1024]
 
 Weights are random at true shape, pruned 2:4 by magnitude; both forms multiply the same weights and
-their logits are compared. In both forms torch.compile fuses the norms, the rotary embedding and the
-MLP around its products, and each step is one CUDA graph. Decode is one token a sequence with a
-filled KV cache.
+their logits are compared. In both forms each block is compiled by torch.compile, and each step is
+one CUDA graph. Decode is one token a sequence with a filled KV cache.
 """
 
 import argparse
 import statistics
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -37,59 +38,80 @@ def pruned_random_model(shape: str, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
+@dataclass
+class Slot:
+    """A block's part of the KV cache, as far as attention sees it.
+
+    A step writes at the same positions every time, so nothing is put back before the next.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    positions: torch.Tensor
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_, **__):
+        """Store the new tokens' keys and values; all of them, old and new."""
+        self.keys.index_copy_(2, self.positions, keys)
+        self.values.index_copy_(2, self.positions, values)
+        return self.keys, self.values
+
+
 class Step:
     """One forward as a CUDA graph: new tokens of every sequence after `positions` in its KV cache.
 
-    A prefill fills a new cache; a decode step writes into a static one, which is put back by as
-    many positions before every replay.
+    Each block is compiled; one compilation serves them all.
     """
 
     def __init__(self, model: PreTrainedModel, batch: int, new: int, positions: int):
-        self.model, self.positions, self.cache = model, positions, None
-        generator = torch.Generator("cuda").manual_seed(0)
-        self.tokens, prompt = (
-            torch.randint(model.config.vocab_size, (batch, n), generator=generator, device="cuda")
-            for n in (new, max(positions, 1))
-        )
+        config, blocks = model.config, [block.module for block in transformer_blocks(model)]
+        device = model.device
+        generator = torch.Generator(device).manual_seed(0)
+        draw = partial(torch.randint, config.vocab_size, generator=generator, device=device)
+        self.model, self.tokens, prompt = model, draw((batch, new)), draw((batch, positions))
+        at = torch.arange(positions, positions + new, device=device)
+        restore_whole(blocks)
         if positions:
-            self.cache = StaticCache(config=model.config, max_cache_len=positions + new)
+            self.cache = StaticCache(config=config, max_cache_len=positions + new)
             with torch.inference_mode():  # in parts: a long prompt in one takes much memory
                 for part in prompt.split(256, dim=1):
                     model(part, past_key_values=self.cache, logits_to_keep=1)
+            kept = [(layer.keys, layer.values) for layer in self.cache.layers]
+        else:
+            self.cache = DynamicCache(config=config)  # stays empty: a slot takes the tokens
+            size = batch, config.num_key_value_heads, new, config.head_dim
+            kept = [
+                [torch.empty(size, dtype=model.dtype, device=device) for _ in range(2)]
+                for _ in blocks
+            ]
+        with torch.inference_mode():
+            # Views, since the cache's own tensors are marked to be compiled for one address each.
+            slots = [Slot(k.view(k.shape), v.view(v.shape), at) for k, v in kept]
+        compile_each(blocks, slots)
+
+    def capture(self) -> None:
+        """Compile and capture."""
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             for _ in range(3):
-                self._forward()
+                self.forward()
             stream.synchronize()
-            self._rewind()
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph, stream=stream):
-                self.logits = self._forward(rewind=False)
+                self.logits = self.forward()
         torch.cuda.synchronize()
-        self.replay()
-
-    @torch.inference_mode()  # its tensors were made in it
-    def _rewind(self) -> None:
-        for layer in self.cache.layers if self.cache else []:
-            layer.cumulative_length.fill_(self.positions)
-
-    def _forward(self, rewind: bool = True) -> torch.Tensor:
-        if rewind:
-            self._rewind()
-        cache = self.cache or DynamicCache(config=self.model.config)
-        with torch.inference_mode():
-            return self.model(self.tokens, past_key_values=cache, logits_to_keep=1).logits
-
-    def replay(self) -> None:
-        """Run the captured step once."""
-        self._rewind()
         self.graph.replay()
+
+    def forward(self) -> torch.Tensor:
+        """Logits of the last token of every sequence."""
+        with torch.inference_mode():
+            return self.model(
+                self.tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+            ).logits
 
     def ms(self, replays: int = 20) -> float:
         """Median device time of a replay."""
         times = []
         for _ in range(replays):
-            self._rewind()
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             self.graph.replay()
@@ -99,20 +121,34 @@ class Step:
         return statistics.median(times)
 
 
-def fuse(model: PreTrainedModel) -> None:
-    """Compile what stands between the products. One compilation serves all blocks."""
-    for block in transformer_blocks(model):
-        for module in block.module.children():
-            if "Norm" in type(module).__name__ or "MLP" in type(module).__name__:
-                module.compile()
-    code = sys.modules[type(model).__module__]
-    if not hasattr(code.apply_rotary_pos_emb, "_torchdynamo_orig_callable"):
-        code.apply_rotary_pos_emb = torch.compile(code.apply_rotary_pos_emb)
+def compile_each(blocks: list[torch.nn.Module], slots: list[Slot]) -> None:
+    """Every block's forward becomes one compiled function of the block and its slot."""
+
+    def forward(block, hidden, slot, **given):
+        return type(block).forward(block, hidden, past_key_values=slot, **given)
+
+    compiled = torch.compile(forward, dynamic=False)
+
+    def of(block: torch.nn.Module, slot: Slot) -> Callable:
+        def run(hidden, *, past_key_values, use_cache, **given):
+            return compiled(block, hidden, slot, **given)
+
+        return run
+
+    for block, slot in zip(blocks, slots, strict=True):
+        block.self_attn.layer_idx = 0  # a number of its own would be compiled for each; slots know
+        block.forward = of(block, slot)
+
+
+def restore_whole(blocks: list[torch.nn.Module]) -> None:
+    """The model as it was before `compile_each`."""
+    for number, block in enumerate(blocks):
+        block.self_attn.layer_idx = number
+        vars(block).pop("forward", None)
 
 
 def measure(model: PreTrainedModel, form: str, args: argparse.Namespace) -> tuple[list, dict]:
     """Rows of the table and the logits of each phase, for one form of the model."""
-    fuse(model)
     rows, logits = [], {}
     prefill_batch, length = (int(part) for part in args.prefill.split("x"))
     phases = [("prefill", prefill_batch, length, 0)]
@@ -120,9 +156,10 @@ def measure(model: PreTrainedModel, form: str, args: argparse.Namespace) -> tupl
     for phase, batch, new, positions in phases:
         torch.cuda.reset_peak_memory_stats()
         step = Step(model, batch, new, positions)
+        step.capture()
         ms = step.ms()
         logits[phase, batch] = step.logits.float().clone()
-        names = kernel_names(step.replay)
+        names = kernel_names(step.graph.replay)
         rows.append(
             {
                 "shape": args.shape,
