@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from esparse_lab.errors import EsparseError, InputError
 from esparse_lab.gemm import cusparselt
 from esparse_lab.gemm.cusparselt import Algorithm, Plan, Product
+from esparse_lab.gemm.streams import current_stream
 
 _ONE, _ZERO = ctypes.c_float(1.0), ctypes.c_float(0.0)
 _ONE_AT, _ZERO_AT = ctypes.addressof(_ONE), ctypes.addressof(_ZERO)
@@ -128,7 +129,7 @@ class _Shape:
             x.data_ptr(),
             y.data_ptr(),
             workspace.data_ptr(),
-            torch.cuda.current_stream(x.device).cuda_stream,
+            current_stream(x.device.index),
             _ONE_AT,
             _ZERO_AT,
         )
