@@ -15,6 +15,12 @@ from esparse_lab.figures.style import finish
 figure = go.Figure(go.Heatmap(z=[[1, 2], [3, 4]]))
 finish(figure, title='A <finding>' * 20, caption='What it is of & on', plot_height=300)"""
 POINTS = "go.Figure(go.Scatter(x=[1, 2], y=[3, 4]))"
+PANELS = """from plotly.subplots import make_subplots
+from esparse_lab.figures.style import finish
+figure = make_subplots(rows=2, cols=2, shared_yaxes=True)
+for i in range(4):
+    figure.add_scatter(x=[1, 2], y=[i, 4], row=i // 2 + 1, col=i % 2 + 1)
+finish(figure, title='Four panels', caption='', plot_height=300)"""
 TABLE = """import pandas as pd
 index = pd.MultiIndex.from_product([['b', 'a'], ['2:4', '10:16']], names=['model', 'pattern'])
 values = {('measured', 'error'): [9.5, None, 1200.25, 10], ('measured', 'share'): [.5, .25, 1, .1]}
@@ -152,6 +158,38 @@ def test_no_page_is_wider_than_its_window(visit, out, name, width):
     page = visit(out / name, viewport={"width": width, "height": 900})
     page.wait_for_timeout(300)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_in_a_narrow_window_panels_go_below_each_other(visit, tmp_path, notebook_writer):
+    notebook_writer(tmp_path / "from" / "00_wide.ipynb", "# Wide", FIGURE, PANELS)
+    folder = render_report("one", out=tmp_path / "out", notebooks_dir=tmp_path / "from").folder
+    shown = (
+        "() => { const plot = document.querySelectorAll('.plot')[1], full = plot._fullLayout;"
+        "const axes = letter => ['', 2, 3, 4].map(i => full[`${letter}axis${i}`]);"
+        "return {across: axes('x').map(x => x.domain), up: axes('y').map(y => y.domain),"
+        "labels: axes('y').map(y => y.showticklabels), height: full.height,"
+        "hidden: plot.parentElement.scrollWidth - plot.parentElement.clientWidth} }"
+    )
+    drawn = {}
+    for width in (1200, 520):
+        page = visit(folder / "00_wide.html", viewport={"width": width, "height": 900})
+        page.wait_for_function("document.querySelectorAll('.plot')[1]?._fullLayout?.yaxis4")
+        drawn[width] = page.evaluate(shown)
+    wide, narrow = drawn[1200], drawn[520]
+    assert wide["across"] == [[0, 0.45], [0.55, 1]] * 2
+    assert wide["labels"] == [True, False] * 2  # shared in a row
+    assert narrow["across"] == [[0, 1]] * 4
+    ends = [end for low, high in narrow["up"] for end in (high, low)]
+    assert ends == sorted(ends, reverse=True)
+    assert (ends[0], ends[-1]) == (1, pytest.approx(0))
+    assert narrow["labels"] == [True] * 4
+    assert narrow["height"] > 1.5 * wide["height"]
+    assert narrow["hidden"] == 0
+    # What stays wide can be scrolled, and says so.
+    hint = "all => all.map(each => getComputedStyle(each.parentElement, '::before').content)"
+    first, second = page.eval_on_selector_all(".plot", hint)
+    assert "scroll sideways" in first
+    assert second == "none"
 
 
 def test_on_a_dark_screen_figures_are_dark_but_pictures_keep_their_colours(visit, out):
