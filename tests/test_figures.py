@@ -188,6 +188,20 @@ def ratios():
     return pd.DataFrame(rows, columns=["recipe", "baseline", *ends])
 
 
+def costs():
+    rows = [
+        ("wanda", "2:4", "none", False, 50.0, 1.0, np.nan),
+        ("ria", "2:4", "none", False, 60.0, 1.5, 0.5),
+        ("isc", "2:4", "gns", False, 30.0, 4.0, 0.5),
+        ("isc", "2:4", "gns+lbs", False, 29.0, 9.0, 0.5),
+        ("magnitude", "2:4", "none", False, 5000.0, 0.1, 0.5),
+        ("wanda", "4:8", "none", False, 25.0, 1.0, 0.5),
+        ("dense", None, None, True, 20.0, 0.0, np.nan),
+    ]
+    columns = ["method", "pattern", "search", "dense", "perplexity"]
+    return pd.DataFrame(rows, columns=[*columns, "prune_seconds", "peak_memory_gib"])
+
+
 FRAMES = {
     F.channel_figure: channels,
     F.entropy_norm_figure: channels,
@@ -198,6 +212,7 @@ FRAMES = {
     F.retained_figure: retained,
     F.perplexity_figure: ladder,
     F.methods_figure: spread,
+    F.cost_figure: costs,
     F.footprint_figure: parts,
     F.table6_figure: terms,
     F.gemm_figure: lambda: timings().drop(columns=["pattern", "kernel", "algorithm", "speedup"]),
@@ -410,6 +425,45 @@ def test_perplexities_are_sorted_named_and_written():
     dense = [t for t in fig.data if t.mode == "lines"]
     assert [list(t.x) for t in dense] == [[20.0, 20.0]] * 2
     assert fig.layout.xaxis.type == "log"
+
+
+def test_costs_are_drawn_and_the_front_is_what_nothing_beats():
+    fig = F.cost_figure(costs(), most=1000)
+    marks = {
+        (x, y, t.yaxis)
+        for t in fig.data
+        if t.mode == "markers+text"
+        for x, y in zip(t.x, t.y, strict=True)
+    }
+    assert marks == {
+        *((1.0, 50.0, "y"), (1.5, 60.0, "y"), (4.0, 30.0, "y"), (9.0, 29.0, "y")),
+        (1.0, 25.0, "y2"),
+    }
+    fronts = [list(zip(t.x, t.y, strict=True)) for t in fig.data if t.mode == "lines"]
+    assert fronts == [[(1.0, 50.0), (4.0, 30.0), (9.0, 29.0)], [(1.0, 25.0)]]
+    # Named from the best on, and no two that are within a tenth of each other.
+    written = {x.strip() for t in fig.data if t.text is not None for x in t.text if x.strip()}
+    assert written == {"isc 29", "wanda 50", "wanda 25"}
+    assert "Not drawn: 1 model" in caption_of(fig)
+    with pytest.raises(InputError, match="none of 6 models"):
+        F.cost_figure(costs(), most=10)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_front_is_not_beaten_and_beats_the_rest(seed):
+    draw = np.random.default_rng(seed)
+    frame = pd.DataFrame(draw.integers(0, 6, (12, 2)).astype(float), columns=["cost", "perplexity"])
+    frame.loc[draw.integers(0, 12), "cost"] = np.nan
+    on = F.pareto_front(frame, "cost")
+    known = frame.dropna()
+    for row, (cost, value) in known.iterrows():
+        others = known.drop(row)
+        better = others[(others.cost <= cost) & (others.perplexity <= value)]
+        strictly = better[(better.cost < cost) | (better.perplexity < value)]
+        assert not (on[row] and len(strictly))
+        equal = better.drop(strictly.index)  # of equals the first is on the front
+        assert on[row] or len(strictly) or (equal.index < row).any()
+    assert not on[frame.cost.isna()].any()
 
 
 def test_perplexity_figure_refuses_two_dense_models_and_none_pruned():

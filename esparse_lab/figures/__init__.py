@@ -12,6 +12,7 @@ from esparse_lab.figures.channels import (
     entropy_norm_figure,
     rank_change_figure,
 )
+from esparse_lab.figures.cost import cost_figure, pareto_front
 from esparse_lab.figures.gemm import atlas_figure, gemm_figure, roofline_figure
 from esparse_lab.figures.memory import footprint_figure, table6_figure
 from esparse_lab.figures.permutation import retained_figure, score_picture, search_trace_figure
@@ -31,12 +32,14 @@ __all__ = [
     "averages_figure",
     "binning_figure",
     "channel_figure",
+    "cost_figure",
     "entropy_norm_figure",
     "footprint_figure",
     "gemm_figure",
     "matrix_picture",
     "methods_figure",
     "paired_figure",
+    "pareto_front",
     "perplexity_figure",
     "plan_map",
     "rank_change_figure",

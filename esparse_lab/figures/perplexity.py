@@ -41,13 +41,13 @@ def perplexity_figure(frame: pd.DataFrame, *, title: str = "", caption: str = ""
         InputError: columns or rows missing, `dense` not bool, no pruned model, or two different
             dense values.
     """
-    pruned, dense = _models(frame, ("perplexity",), "perplexity_figure")
+    pruned, dense = pruned_models(frame, ("perplexity",), "perplexity_figure")
     patterns = in_order(pruned["pattern"])
     ladders = [
         pruned[pruned["pattern"] == p].sort_values("perplexity", kind="stable") for p in patterns
     ]
     figure, plot_height = panels([len(ladder) for ladder in ladders])
-    look_of = looks(sorted(in_order(pruned["search"]), key=_search_place), SEARCH_LOOKS)
+    look_of = looks(sorted(in_order(pruned["search"]), key=search_place), SEARCH_LOOKS)
     for row, (pattern, ladder) in enumerate(zip(patterns, ladders, strict=True), start=1):
         ladder = ladder.assign(place=np.arange(len(ladder)))
         for search, look in look_of.items():
@@ -100,12 +100,12 @@ def methods_figure(frame: pd.DataFrame, *, title: str = "", caption: str = "") -
     Raises:
         InputError: as for `perplexity_figure`.
     """
-    pruned, dense = _models(frame, ("perplexity", "lowest", "highest"), "methods_figure")
+    pruned, dense = pruned_models(frame, ("perplexity", "lowest", "highest"), "methods_figure")
     patterns = in_order(pruned["pattern"])
     ladders = [pruned[pruned["pattern"] == pattern] for pattern in patterns]
     bests = [ladder.groupby("method")["perplexity"].min().sort_values() for ladder in ladders]
     figure, plot_height = panels([len(best) for best in bests])
-    searches = sorted(in_order(pruned["search"]), key=_search_place)
+    searches = sorted(in_order(pruned["search"]), key=search_place)
     for row, (pattern, ladder, best) in enumerate(zip(patterns, ladders, bests, strict=True), 1):
         here = [search for search in searches if search in set(ladder["search"])]
         places = pd.Series(np.arange(len(best)), index=best.index)
@@ -151,10 +151,14 @@ def methods_figure(frame: pd.DataFrame, *, title: str = "", caption: str = "") -
     )
 
 
-def _models(
+def pruned_models(
     frame: pd.DataFrame, figures: tuple[str, ...], name: str
 ) -> tuple[pd.DataFrame, list[float]]:
-    """The pruned models of a checked frame, and the dense perplexity or none."""
+    """The pruned models of a frame with these columns, and the dense perplexity or none.
+
+    Raises:
+        InputError: as `perplexity_figure` says; `name` is what its message calls the figure.
+    """
     checked(frame, ("method", "pattern", "search", "dense", *figures), name)
     if not pd.api.types.is_bool_dtype(frame["dense"].infer_objects()):
         raise InputError(
@@ -233,6 +237,7 @@ def _notes(pruned: pd.DataFrame) -> list[str]:
     return [f"{lost} models without a finite perplexity carry no mark."] if lost else []
 
 
-def _search_place(search: str) -> tuple[int, str]:
+def search_place(search: str) -> tuple[int, str]:
+    """Where a search stands in legends: known ones first."""
     known = list(SEARCH_LOOKS)
     return (known.index(search) if search in known else len(known), search)

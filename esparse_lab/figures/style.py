@@ -64,6 +64,7 @@ LABELS: dict[str, str] = {
     "norm_rank": "rank by norm alone (1 = largest)",
     "perplexity": "perplexity (per token, log scale)",
     "perplexity_ratio": "perplexity over the baseline's (ratio, log scale)",
+    "prune_seconds": "pruning the model (seconds, log scale)",
     "rank_correlation": "rank correlation (−1 to 1)",
     "rank_gain": "ranks gained (positions)",
     "retained_share": "retained score (% of total)",
