@@ -36,7 +36,7 @@ from esparse_lab.sweep import (
     run_sweep,
     summary_table,
 )
-from esparse_lab.sweep.execution import DeadWorker, call_each, processes_that_fit
+from esparse_lab.sweep.execution import DeadWorker, call_each, cores, processes_that_fit
 from esparse_lab.tables import HOME, reference_ladder
 
 pytest.importorskip("distributed")
@@ -120,6 +120,12 @@ def test_what_exists_is_skipped_and_machines_merge_by_copying(planned, tmp_path)
         shutil.copytree(folder, both, dirs_exist_ok=True)
     assert run_sweep(planned(), both, workers=0) == SweepOutcome(N_CELLS, 0, 0)
     assert len(figures(both)) == N_CELLS + 1  # RIA's
+    cells = sorted((both / "cells").iterdir())
+    other_name = cells[1].read_bytes(), cells[1].with_name("0" * 64 + ".parquet")
+    other_name[1].write_bytes(other_name[0])  # no cell of that key
+    with pytest.warns(RuntimeWarning, match="000.parquet is damaged"):
+        assert len(load_cells(both)) == N_CELLS + 1
+    other_name[1].unlink()
     damaged = min((both / "cells").iterdir())
     damaged.write_bytes(damaged.read_bytes()[:100])
     with pytest.warns(RuntimeWarning, match="damaged"):
@@ -234,35 +240,44 @@ def test_a_failing_cell_keeps_its_error_and_the_others_go_on(planned, home, tmp_
     assert load_failures(out).empty
 
 
-def kill_one_worker(folder, killed):
+def kill_one_worker(folder, cells_then):
     """SIGKILL one process of the cluster once the first cell is there."""
-    while not list((folder / "cells").glob("*.parquet")):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        done = len(list((folder / "cells").glob("*.parquet")))
+        family = psutil.Process().children(recursive=True) if done else []
+        workers = [p for p in family if "spawn_main" in " ".join(p.cmdline())]
+        if workers:
+            os.kill(workers[0].pid, signal.SIGKILL)
+            cells_then.append(done)
+            return
         time.sleep(0.01)
-    workers = [p for p in psutil.Process().children(True) if "spawn_main" in " ".join(p.cmdline())]
-    os.kill(workers[0].pid, signal.SIGKILL)
-    killed.append(workers[0].pid)
 
 
 def test_a_worker_that_is_killed_costs_nothing_and_all_equals_a_serial_run(planned, tmp_path):
     sweep = planned(("seeds: [0, 1]", f"seeds: {list(range(12))}"))
     n_cells = 1 + 2 + 2 * 12
-    killed = []
-    killer = threading.Thread(target=kill_one_worker, args=(tmp_path / "out", killed))
+    cells_then = []
+    killer = threading.Thread(target=kill_one_worker, args=(tmp_path / "out", cells_then))
     killer.start()
     outcome = run_sweep(sweep, tmp_path / "out", workers=2)
     killer.join()
-    assert killed
+    assert cells_then, load_failures(tmp_path / "out").error.unique()
+    assert 1 <= cells_then[0] < n_cells / 2
     assert outcome == SweepOutcome(0, n_cells, 0)
     run_sweep(sweep, tmp_path / "serial", workers=0)
     assert figures(tmp_path / "out") == pytest.approx(figures(tmp_path / "serial"), rel=1e-12)
     assert len(figures(tmp_path / "out")) == n_cells
 
 
-def test_a_call_that_kills_every_worker_is_given_up_and_the_others_are_made():
-    calls = ["6 * 7", "__import__('os')._exit(9)", "1 / 0", *(f"{i} + 1" for i in range(5))]
-    found = dict(call_each(eval, calls, workers=2))
+def test_a_call_that_kills_every_worker_is_given_up_and_the_others_are_made(tmp_path):
+    deadly = f"(open({str(tmp_path / 'deaths')!r}, 'a').write('x'), __import__('os')._exit(9))"
+    calls = ["6 * 7", deadly, "1 / 0", *(f"{i} + 1" for i in range(5))]
+    found = list(call_each(eval, calls, workers=2))
+    assert len(found) == len(calls)
+    found = dict(found)
     assert isinstance(found[1], DeadWorker)
-    assert "died 4 times" in str(found[1])
+    assert str(found[1]).startswith(f"The process died {(tmp_path / 'deaths').stat().st_size} t")
     assert isinstance(found[2], ZeroDivisionError)
     assert [found[i] for i in (0, 3, 4, 5, 6, 7)] == [42, 1, 2, 3, 4, 5]
 
@@ -374,6 +389,10 @@ def test_differences_are_paired_by_seed_and_window(planned, tmp_path):
     assert paired.ratio["wanda 2:4"] == pytest.approx((each[0] * each[1]) ** 0.5 / dense)
     assert paired.ratio_highest["wanda 2:4"] == pytest.approx(max(each) / dense)
 
+    row = paired_table(cells, "wanda 2:4").set_index("recipe").loc["wanda 4:8"]
+    apart = [pick["wanda 4:8", s].perplexity - pick["wanda 2:4", s].perplexity for s in (0, 1)]
+    assert (row.lowest, row.highest, row.seeds) == (min(apart), max(apart), 2)
+
     one = cells[cells.seed.isna() | (cells.seed == 0)]
     row = paired_table(one, "wanda 2:4").set_index("recipe").loc["wanda 4:8"]
     a, b = pick["wanda 4:8", 0].nll, pick["wanda 2:4", 0].nll
@@ -410,7 +429,12 @@ def test_cells_of_other_conditions_are_never_compared_or_averaged(planned, tmp_p
     assert cells.provenance.nunique() == 2
     summary = summary_table(cells)
     assert set(summary[summary.recipe == "wanda 2:4"].seeds) == {2}
-    assert len(paired_table(cells, "dense")) == 2 * 4
+    paired = paired_table(cells, "dense").set_index(["provenance", "recipe"])
+    assert len(paired) == 2 * 4
+    for row in cells[cells.recipe == "magnitude 2:4"].itertuples():
+        dense = cells[(cells.recipe == "dense") & (cells.provenance == row.provenance)].perplexity
+        of_one = paired.loc[row.provenance, "magnitude 2:4"]
+        assert (of_one.difference, of_one.seeds) == (row.perplexity - dense.item(), 1)
 
     apart = cells[(cells.recipe != "dense") | (cells.window_length == 8)]
     with pytest.raises(InputError) as error:
@@ -443,7 +467,17 @@ def test_recorded_ladders_are_cells_without_losses():
     assert recorded_cells("nothing").empty
 
 
+def test_without_dask_the_way_out_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(EsparseError, match=r"pip install 'esparse_lab\[sweep\]'.*--workers 0"):
+        list(call_each(eval, ["1"], workers=1))
+    assert list(call_each(eval, ["1 + 1", "1 + 2"], workers=0)) == [(0, 2), (1, 3)]
+
+
 def test_processes_share_cores_and_memory():
+    threads = "__import__('os').environ['OMP_NUM_THREADS']"
+    share = str(max(1, cores() // 2))
+    assert dict(call_each(eval, [threads] * 2, workers=8)) == {0: share, 1: share}
     assert processes_that_fit(0) >= 1
     assert processes_that_fit(1e6) == 1
     free = psutil.virtual_memory().available / 2**30

@@ -28,6 +28,7 @@ def call_each(
     *,
     workers: int | None = None,
     cluster: str | None = None,
+    device: str = "cpu",
     memory_gib: float = 0,
 ) -> Iterator[Outcome]:
     """Call `function` with each argument; give every outcome once, as soon as it is there.
@@ -41,6 +42,7 @@ def call_each(
         workers: processes on this machine; 0 makes the calls in this process, without Dask; None
             makes one a GPU, or without GPUs as many as cores and memory allow.
         cluster: address of a Dask scheduler to use in place of this machine's processes.
+        device: "cuda" gives every process on this machine a GPU.
         memory_gib: what a process needs.
 
     Raises:
@@ -54,7 +56,7 @@ def call_each(
     if workers == 0:
         yield from _in_this_process(function, arguments)
         return
-    with _client(workers, cluster, memory_gib) as client:
+    with _client(cluster, (workers, len(arguments), device, memory_gib)) as client:
         killed = []
         for place, outcome in _submitted(client, function, dict(enumerate(arguments))):
             if _is_killed(outcome):
@@ -109,7 +111,7 @@ def _is_killed(outcome: object) -> bool:
 
 
 @contextmanager
-def _client(workers: int | None, cluster: str | None, memory_gib: float) -> Iterator["Client"]:
+def _client(cluster: str | None, here: tuple) -> Iterator["Client"]:
     try:
         import distributed
     except ImportError as error:
@@ -128,22 +130,21 @@ def _client(workers: int | None, cluster: str | None, memory_gib: float) -> Iter
         with client:
             yield client
         return
-    with _local_cluster(workers, memory_gib) as local, distributed.Client(local) as client:
+    with _local_cluster(*here) as local, distributed.Client(local) as client:
         yield client
 
 
 @contextmanager
-def _local_cluster(workers: int | None, memory_gib: float):
+def _local_cluster(workers: int | None, most: int, device: str, memory_gib: float):
     """One process a GPU, else processes that share the cores; each dies and returns by itself."""
     import dask
-    import torch
     from distributed import Nanny, Scheduler, SpecCluster
 
-    gpus = torch.cuda.device_count()
-    count = workers or gpus or processes_that_fit(memory_gib)
+    gpus = visible_gpus() if device == "cuda" else []
+    count = min(workers or len(gpus) or processes_that_fit(memory_gib), most)
     threads = max(1, cores() // count)
     each = {"MKL_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
-    own_gpu = [{"CUDA_VISIBLE_DEVICES": str(i % gpus)} if gpus else {} for i in range(count)]
+    own_gpu = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(count)]
     # memory_limit=None: Dask counts its own objects; it would pause a worker for a model's weights.
     options = {"nthreads": 1, "memory_limit": None, "dashboard": False, "silence_logs": _QUIET}
     spec = {
@@ -166,6 +167,15 @@ _QUIET = logging.CRITICAL  # deaths of workers are told by what became of their 
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """The CUDA devices that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return (named.split(",") if named else [str(i) for i in range(count)])[:count]
 
 
 def processes_that_fit(memory_gib: float) -> int:

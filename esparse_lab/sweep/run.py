@@ -67,7 +67,8 @@ def run_sweep(
     if not jobs:
         return SweepOutcome(wanted, 0, 0)
     memory = max(map(memory_gib, {job.model: job for job in jobs}.values()))
-    outcomes = call_each(measure, jobs, workers=workers, cluster=cluster, memory_gib=memory)
+    where = {"workers": workers, "cluster": cluster, "device": jobs[0].device}
+    outcomes = call_each(measure, jobs, **where, memory_gib=memory)
     bar = tqdm(
         total=wanted, initial=wanted - left, desc=sweep.name, unit="cell", disable=not progress
     )

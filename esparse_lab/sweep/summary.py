@@ -21,8 +21,8 @@ def summary_table(cells: pd.DataFrame) -> pd.DataFrame:
 
     Columns: model, evaluation, calibration_text, recipe, provenance; perplexity (the mean), spread
     (the standard deviation over seeds, missing for one), lowest, highest, seeds (a count),
-    retained_share (mean), prune_seconds and peak_memory_gib (medians). Cells of different
-    provenance are never in one row.
+    retained_share (mean), prune_seconds (of processes that may have shared a machine) and
+    peak_memory_gib (medians). Cells of different provenance are never in one row.
     """
     of_recipe = cells.groupby(GROUP, sort=False)
     return of_recipe.agg(
