@@ -1,7 +1,7 @@
 """Recipes from words: what methods, searches, sparsities and allocations are called."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass, replace
 
 from esparse_lab.allocation import ALLOCATIONS
 from esparse_lab.errors import InputError, unknown
@@ -12,6 +12,13 @@ from esparse_lab.pruning import Calibration, Orders, Recipe, can_be_ordered
 from esparse_lab.reconstruction import Reconstruction
 
 BEST_SEARCH = "gns+lbs"
+READERS = {
+    int: int,
+    float: float,
+    str: str,
+    bool: lambda text: {"true": True, "false": False}[text.lower()],
+}
+"""How a setting of each type is read from text."""
 
 
 def named_search(name: str) -> OrderSearch | None:
@@ -28,10 +35,9 @@ def search_name(search: OrderSearch | None) -> str:
 
 def recipe_label(recipe: Recipe) -> str:
     """A recipe in words, such as "esparse 2:4, gns+lbs"; only settings off the default."""
-    method, defaults = recipe.method, type(recipe.method)()
-    values = {f.name: getattr(method, f.name) for f in fields(method)}
+    method, defaults = recipe.method, flat_settings(type(recipe.method)())
     parts = [f"{method_name(method)} {recipe.pattern}"]
-    parts += [f"{name}={v}" for name, v in values.items() if v != getattr(defaults, name)]
+    parts += [f"{name}={v}" for name, v in flat_settings(method).items() if v != defaults[name]]
     parts += [search_name(recipe.search)] if recipe.search is not None else []
     parts += ["reconstruct"] if recipe.reconstruct is not None else []
     parts += [f"calibration {recipe.calibration}"] if recipe.calibration != "sequential" else []
@@ -40,25 +46,44 @@ def recipe_label(recipe: Recipe) -> str:
     return ", ".join(parts)
 
 
+def flat_settings(method: PruningMethod) -> dict[str, object]:
+    """A method's settings by name; those of its histogram stand beside its own.
+
+    >>> flat_settings(METHODS["esparse"](alpha=2.0))["bins"]
+    100
+    """
+    flat: dict[str, object] = {}
+    for f in fields(method):
+        value = getattr(method, f.name)
+        flat |= vars(value) if is_dataclass(value) else {f.name: value}
+    return flat
+
+
 def method_of(name: str, settings: Mapping[str, str]) -> PruningMethod:
-    """The method called `name`, its settings read from text.
+    """The method called `name`, its settings read from text, those of its histogram by their names.
 
     Raises:
         InputError: for a method or setting that is not known, or text that is not of its kind.
     """
-    defaults = {f.name: f.default for f in fields(METHODS[name])} if name in METHODS else {}
-    values = {}
+    plain = METHODS[name]() if name in METHODS else None
+    defaults = flat_settings(plain) if plain is not None else {}
+    values: dict[str, object] = {}
     for setting, text in settings.items():
         kind = type(defaults.get(setting, text))
-        if kind not in (int, float, str):
+        if kind not in READERS or is_dataclass(getattr(plain, setting, None)):
             raise InputError(f"{setting} of method {name!r} cannot be given as text.")
         try:
-            values[setting] = kind(text)
-        except ValueError:
+            values[setting] = READERS[kind](text)
+        except (KeyError, ValueError):
             raise InputError(
                 f"{setting}={text}: expected {setting} of method {name!r} to be of type "
                 f"{kind.__name__}, for example {setting}={defaults[setting]}."
             ) from None
+    for f in fields(plain) if plain is not None else ():
+        part = getattr(plain, f.name)
+        if is_dataclass(part):
+            inner = {key: values.pop(key) for key in vars(part) if key in values}
+            values |= {f.name: replace(part, **inner)} if inner else {}
     return make_method(name, **values)
 
 

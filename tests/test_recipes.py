@@ -4,16 +4,19 @@ import pytest
 
 from esparse_lab import (
     BlockShuffle,
+    ESparse,
     GlobalShuffle,
     HessianSensitivity,
+    Histogram,
     InputError,
     Magnitude,
     Pattern,
+    Recipe,
     SparseGPT,
     Uniform,
     Unstructured,
 )
-from esparse_lab.recipes import method_of, recipe_of
+from esparse_lab.recipes import method_of, recipe_label, recipe_of
 from esparse_lab.reconstruction import Reconstruction
 
 
@@ -22,6 +25,14 @@ def test_settings_are_read_as_their_own_kind():
     assert found == SparseGPT(damping=0.1, block=64)
     assert type(found.block) is int
     assert method_of("esparse", {"norm_scale": "rms"}).norm_scale == "rms"
+
+
+def test_settings_of_the_histogram_are_read_and_written_by_their_own_names():
+    found = method_of("esparse", {"bins": "30", "skip_first": "True", "alpha": "2"})
+    assert found == ESparse(alpha=2.0, histogram=Histogram(bins=30, skip_first=True))
+    label = recipe_label(Recipe(found, Pattern(2, 4)))
+    assert label == "esparse 2:4, alpha=2.0, bins=30, skip_first=True"
+    assert recipe_label(Recipe(ESparse(), Pattern(2, 4))) == "esparse 2:4"
 
 
 @pytest.mark.parametrize(
@@ -34,6 +45,9 @@ def test_settings_are_read_as_their_own_kind():
         ("sparsegpt", {"damping": "nan"}, "damping must be"),
         ("esparse", {"alpha": "nan"}, "alpha must be a number of at least 0, got nan"),
         ("esparse", {"histogram": "100"}, "cannot be given as text"),
+        ("esparse", {"skip_first": "1"}, "of type bool, for example skip_first=False"),
+        ("esparse", {"bins": "1"}, "bins must be at least 2, got 1"),
+        ("esparse", {"bin_range": "row"}, "Unknown bin range 'row'"),
         ("wanda", {"alpha": "1"}, "has no settings, got 'alpha'"),
     ],
 )
