@@ -145,13 +145,8 @@ class Model(Panel):
         and error_difference (the method's less the other's).
         """
         if self._summary is None:
-            self._summary = self._summarised(
-                {
-                    name: stats
-                    for index in self._blocks("statistics")
-                    for name, stats in self.reading.block_stats(index, PLAIN, self.say).items()
-                }
-            )
+            stats = self.reading.all_stats(PLAIN, self._blocks("statistics"))
+            self._summary = self._summarised(stats)
         if not MEASURES[self.settings["measure"]].compares:
             return self._summary
         return self._summary.merge(self._comparisons(), on="layer", how="left")

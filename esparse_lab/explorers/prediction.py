@@ -5,7 +5,7 @@ layer are scored. An order, or a method whose rows are not apart, needs whole ma
 few blocks, and what they show of each kind of layer is taken for all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -83,10 +83,13 @@ class Predictor:
             return dict.fromkeys(self._places)
         # With entropies even where the method needs none: one reading serves most methods.
         needs = replace(method.needs, histogram=method.needs.histogram or Histogram())
-        found: dict[str, LayerStats] = {}
-        for block in blocks:
-            said(f"statistics: block {block + 1} of {len(blocks)}")
-            found |= self._reading.block_stats(block, needs)
+
+        def told() -> Iterator[int]:
+            for block in blocks:
+                said(f"statistics: block {block + 1} of {len(blocks)}")
+                yield block
+
+        found = self._reading.all_stats(needs, told())
         return {name: stats for name, stats in found.items() if stats.n_tokens}
 
     def _from_rows(

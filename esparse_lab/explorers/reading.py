@@ -1,6 +1,6 @@
 """What the layers of a model read on one text, for explorers that go from layer to layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -12,6 +12,7 @@ from esparse_lab.blocks import Block
 from esparse_lab.capture import BlockWalk, block_stats, group_inputs
 from esparse_lab.channel_stats import LayerStats, Needs, StatsAccumulator
 from esparse_lab.errors import EsparseError, InputError
+from esparse_lab.explorers.kept_stats import kept_stats
 from esparse_lab.explorers.trial import refuse_if_busy
 from esparse_lab.models import LoadedModel
 
@@ -154,6 +155,27 @@ class Reading:
         if not needs.gram:
             self._stats |= {(name, needs): s for name, s in stats.items() if s.n_tokens}
         return stats
+
+    def all_stats(self, needs: Needs, blocks: Iterable[int]) -> dict[str, LayerStats]:
+        """Statistics of every layer, by its full name; kept on disk unless they are large.
+
+        Args:
+            needs: what to measure.
+            blocks: all block numbers in order; gone through only where they must be read.
+        """
+
+        def measure() -> dict[str, LayerStats]:
+            return {n: s for index in blocks for n, s in self.block_stats(index, needs).items()}
+
+        if needs.gram or needs.output_norm:
+            return measure()
+        names = self.places()
+        if not all((name, needs) in self._stats for name in names):
+            for index in range(len(self.blocks)):
+                self._check(index)
+            found = kept_stats(self.loaded, self.tokens, needs, measure)
+            self._stats |= {(name, needs): s for name, s in found.items() if s.n_tokens}
+        return {name: self._stats[name, needs] for name in names if (name, needs) in self._stats}
 
     def _before(self, block: int) -> BlockWalk:
         return replace(self._walk, hidden=self._hidden[block])

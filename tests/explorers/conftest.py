@@ -7,6 +7,12 @@ from tiny_models import random_model
 from esparse_lab.models import LoadedModel
 
 
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    """Nothing is kept from another test."""
+    monkeypatch.setenv("ESPARSE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def loaded(tiny_llama):
     return LoadedModel(tiny_llama, None, "tiny", "none")

@@ -36,6 +36,32 @@ def test_every_layer_in_any_order_has_the_statistics_of_one_run(
         assert equal(stats, whole[name])
 
 
+def test_statistics_of_a_whole_model_are_taken_once_and_kept(request, tokens, monkeypatch):
+    for family in ("loaded", "mixture"):
+        loaded = request.getfixturevalue(family)
+        needs = Needs(el.Histogram(20))
+        whole = el.collect_layer_stats(loaded.model, tokens, needs=needs, progress=False)
+        n_blocks = len(Reading(loaded, tokens).blocks)
+        read = []
+        for expected in (n_blocks, n_blocks):  # the second Reading only looks on the disk
+            walk = Reading(loaded, tokens)
+            found = walk.all_stats(needs, (read.append(b) or b for b in range(n_blocks)))
+            assert len(read) == expected
+            assert found.keys() == {name for name, stats in whole.items() if stats.n_tokens}
+            for name, stats in found.items():
+                pairs = [
+                    (getattr(stats, field), getattr(whole[name], field))
+                    for field in ("norm", "entropy", "low", "high")
+                ]
+                assert all(torch.equal(one, other) for one, other in pairs)
+                numbers = (stats.n_tokens, stats.n_sequences)
+                assert numbers == (whole[name].n_tokens, whole[name].n_sequences)
+    # Other weights, other statistics.
+    el.prune_model(loaded.model, None, el.Recipe(el.Magnitude(), el.Pattern(2, 4)), progress=False)
+    Reading(loaded, tokens).all_stats(needs, (read.append(b) or b for b in range(n_blocks)))
+    assert len(read) == 2 * n_blocks
+
+
 def test_roles_are_short_where_that_is_clear(loaded, mixture, tokens):
     assert "down_proj" in Reading(loaded, tokens).roles
     assert "mlp.experts.0.down_proj" in Reading(mixture, tokens).roles
