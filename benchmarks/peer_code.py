@@ -1,4 +1,4 @@
-"""The authors' own code, run as it is: what `exactness.py` and `peers.py` share.
+"""The authors' own code, run as it is: what `exactness.py` and `against_peers.py` share.
 
 From a checkout of the authors' repository (`PINNED` names them and the commits compared with) the
 function that prunes a whole Llama is imported and run:

@@ -1,6 +1,6 @@
 """Our Wanda and SparseGPT beside the authors' code: one model, the same tokens, one run.
 
-    python benchmarks/peers.py [--wanda PATH] [--sparsegpt PATH] [--device cuda] [--dtype float16]
+    python benchmarks/against_peers.py [--wanda PATH] [--sparsegpt PATH] [--device cuda] [--dtype float16]
         [--sequences 128] [--length 2048] [--corpus NAME_OR_PATH] [--test NAME_OR_PATH]
         [--test-windows N] [--repeats 1] [--pattern 2:4] [--csv OUT]
 
