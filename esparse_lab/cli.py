@@ -745,7 +745,8 @@ def sweep(
             warnings.warn(f"No paired differences: {error}", stacklevel=1)
         for name, table in tables.items():
             run.save_table(name, table)
-            shown = table.drop(columns=["provenance", "retained_share"], errors="ignore")
+            in_files = table.filter(regex="^ratio_|^retained").columns
+            shown = table.drop(columns=in_files)
             typer.echo(shown.to_string(index=False, float_format="{:.2f}".format, na_rep=""))
             typer.echo("")
     run.finish(baseline=plan.baseline, cells=sorted(keys), device="see the cells")

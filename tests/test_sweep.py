@@ -303,6 +303,21 @@ def test_a_cluster_by_its_address_does_the_work(planned, tmp_path):
         list(call_each(eval, ["1"], cluster="nowhere", workers=2))
 
 
+def test_a_scheduler_that_goes_away_fails_no_cell(tmp_path):
+    file = tmp_path / "scheduler.json"
+    command = ["dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", file]
+    with subprocess.Popen(
+        [sys.executable, "-m", *command, "--no-dashboard"], stderr=-3
+    ) as scheduler:
+        end = time.monotonic() + 30
+        while not (file.exists() and file.read_text()) and time.monotonic() < end:
+            time.sleep(0.05)
+        address = json.loads(file.read_text())["address"]
+        threading.Timer(1, scheduler.kill).start()
+        with pytest.raises(EsparseError, match="The Dask scheduler went away"):
+            list(call_each(eval, ["1"], cluster=address))  # it has no worker yet
+
+
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_run_that_is_stopped_keeps_what_is_done_and_goes_on(planned, home, tmp_path, stop, code):
     sweep = planned(("seeds: [0, 1]", f"seeds: {list(range(40))}"))

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ def call_each(
         memory_gib: what a process needs.
 
     Raises:
-        EsparseError: Dask is missing, or no scheduler answers at `cluster`.
+        EsparseError: Dask is missing, or no scheduler answers at `cluster`, or it goes away.
         InputError: both `workers` and `cluster` are given, or `workers` is below 0.
     """
     if workers is not None and (workers < 0 or cluster is not None):
@@ -88,12 +89,18 @@ def _submitted(client: "Client", function: Callable, calls: dict[int, object]) -
         for future in as_completed(futures):
             try:
                 outcome = future.result()
+            except CancelledError as error:
+                left.clear()  # nobody is there to be told
+                raise EsparseError(
+                    "The Dask scheduler went away. What was done is kept: start it again, and this."
+                ) from error
             except Exception as error:
                 outcome = error
             place, _ = left.pop(future.key)
             yield place, outcome
     finally:  # what is left was stopped
-        client.cancel([future for _, future in left.values()])
+        if left:
+            client.cancel([future for _, future in left.values()])
 
 
 def _dead_worker() -> DeadWorker:
@@ -120,6 +127,7 @@ def _client(cluster: str | None, here: tuple) -> Iterator["Client"]:
             "sweep in this process alone with --workers 0."
         ) from error
     if cluster is not None:
+        logging.getLogger("distributed.client").setLevel(_QUIET)
         try:
             client = distributed.Client(cluster, timeout=10)
         except (OSError, TimeoutError, ValueError) as error:
