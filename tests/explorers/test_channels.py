@@ -7,7 +7,7 @@ import torch
 import esparse_lab as el
 from esparse_lab import tables
 from esparse_lab.errors import InputError
-from esparse_lab.explorers import Channels, Reading
+from esparse_lab.explorers import Channels, Reading, reading
 
 
 @pytest.fixture
@@ -120,3 +120,26 @@ def test_two_explorers_of_one_model_do_not_disturb_it_or_each_other(loaded, toke
     assert other.to_frame().equals(second)
     assert torch.equal(loaded.model(tokens).logits, before)
     assert not any(m._forward_pre_hooks for m in loaded.model.modules())
+
+
+def test_what_the_browser_selects_goes_back_in_one_message(panel):
+    sent = []
+    for name in ("_py2js_restyle", "_py2js_update"):
+        panel.plot.observe(lambda change: change["new"] and sent.append(change["name"]), name)
+    panel.plot._js2py_pointsCallback = {
+        "event_type": "plotly_selected",
+        "points": {"trace_indexes": [0, 0], "point_indexes": [1, 2], "xs": [0, 0], "ys": [0, 0]},
+        "device_state": None,
+        "selector": None,
+    }
+    assert panel.plot.data[0].selectedpoints == (1, 2)
+    assert panel.plot.data[1].selectedpoints == ()
+    assert sent == ["_py2js_update"]  # the browser draws the whole figure for each
+
+
+def test_the_next_block_is_read_while_nobody_waits(panel, monkeypatch):
+    panel.ahead()
+    monkeypatch.setattr(reading, "group_inputs", None)  # nothing is read any more
+    panel.set(block=2)
+    assert "model.layers.2." in panel.figure().layout.title.text
+    panel.ahead()  # it was the last one: nothing lies ahead
