@@ -293,7 +293,7 @@ class Panel(ABC):
             self._status.value = _READY.format(text=ended)
 
     def _show_settings(self) -> None:
-        """Bring every widget to the settings."""
+        """Bring every widget to the settings, after work on them has ended."""
         if self._face is None:
             return
         with self._quietly():
@@ -301,6 +301,7 @@ class Panel(ABC):
                 self._controls[name].show(widget, self.settings[name])
             self._text.value = self.parameters()
             self._copy.value = _COPY.format(text=html.escape(self.parameters(), quote=True))
+            self._status.value = _READY.format(text="")  # also where another panel sets this one
 
     def _show_figure(self) -> None:
         """Bring the live figure to the drawn one, sending what changed; zooms stay."""

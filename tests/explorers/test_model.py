@@ -94,6 +94,9 @@ def test_a_click_opens_the_layer_below(panel):
     click(0, 0)
     assert panel._opened == {"channels": below}
     assert "model.layers.0.self_attn.q_proj" in below.plot.layout.title.text
+    panel.set(block=1)
+    assert "ready" in below._status.value
+    panel.set(block=0)
     panel.set(opens="masks", pattern="4:8")
     masks = panel._opened["masks"]
     assert isinstance(masks, Masks)
