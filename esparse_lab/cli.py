@@ -188,8 +188,9 @@ def prune(
     search: Annotated[
         str | None,
         typer.Option(
-            help=f"How channels are ordered first: {_names('permutation.py', 'SEARCHES')}. Left "
-            "out: gns+lbs, or none where there are no groups to order for."
+            help=f"How channels are ordered first: {_names('permutation.py', 'SEARCHES')}; for "
+            f"comparison: {_names('rivals.py', 'RIVALS')}. Left out: gns+lbs, or none where there "
+            "are no groups to order for."
         ),
     ] = None,
     reconstruct: Annotated[
@@ -579,8 +580,9 @@ def gemm(
       esparse gemm --model LLaMA-7B --tokens 16,4096 --dtype bfloat16
       esparse gemm 16,4096,11008 --pattern 4:8 --kernel compressed
     """  # noqa: D301
+    from esparse_lab.gemm.kernel import unavailable
     from esparse_lab.gemm.shapes import PAPER_SHAPES, GemmShape, model_shapes
-    from esparse_lab.gemm.timing import check_gemm, gemm_table, summary, time_shapes, unavailable
+    from esparse_lab.gemm.timing import check_gemm, gemm_table, summary, time_shapes
     from esparse_lab.masks import Pattern
     from esparse_lab.run_record import Run
 

@@ -65,7 +65,7 @@ def ladder(
     Args:
         methods: names in `METHODS`.
         patterns: such as "2:4" or "50%".
-        searches: names in `SEARCHES`.
+        searches: names in `SEARCHES` or `RIVALS`.
         shuffled: methods that are tried with every search.
         reconstruct: try every recipe a second time with its kept weights solved for.
         calibration: of every recipe; see `Recipe`.

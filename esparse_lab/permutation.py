@@ -4,6 +4,7 @@ The E-Sparse paper calls it channel shuffle, the literature channel permutation.
 [row, channel], rows of all layers that read the same activation stacked; all are at least 0.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -53,7 +54,7 @@ class SearchStep:
 
     Attributes:
         order: the best order so far.
-        swaps: pairs of channels swapped so far.
+        swaps: pairs of channels swapped so far, or moves of a search that moves more at once.
         retained_share: share of the total score that the N:M mask keeps under `order`, 0 to 1.
     """
 
@@ -66,7 +67,10 @@ class OrderSearch(Protocol):
     """A way to look for an order. A search is a frozen dataclass; its fields are its settings."""
 
     def steps(self, scores: Tensor, pattern: Pattern) -> Iterator[SearchStep]:
-        """Yield ever better orders; the first is where the search starts."""
+        """Yield ever better orders; the first is where the search starts.
+
+        The last step may come again, so that a search that takes long can be stopped.
+        """
         ...
 
 
@@ -77,19 +81,26 @@ class GlobalShuffle:
     Channels are sorted by mean score over rows, best first, and dealt like cards: the r-th goes to
     group r mod (number of groups).
 
+    Attributes:
+        serpentine: deal every second round from the last group back to the first, as RIA does.
+
     Source: Li et al. 2023, section 3.3, Figure 3a.
     """
+
+    serpentine: bool = False
 
     def steps(self, scores: Tensor, pattern: Pattern) -> Iterator[SearchStep]:
         """The order as it is, then the dealt one."""
         n_channels = scores.shape[1]
-        start = ChannelOrder.identity(n_channels, scores.device)
-        yield SearchStep(start, 0, retained_share(scores, pattern))
+        yield stored_step(scores, pattern)
         best_first = scores.mean(dim=0, dtype=torch.float64).argsort(descending=True, stable=True)
         place = torch.arange(n_channels, device=scores.device)
         # Places in the order in which cards fall: first slot of every group, then second slots.
         n_groups = -(-n_channels // pattern.m)
-        dealt = (place % pattern.m * n_groups + place // pattern.m).argsort()
+        slot, group = place % pattern.m, place // pattern.m
+        if self.serpentine:
+            group = torch.where(slot % 2 == 1, n_groups - 1 - group, group)
+        dealt = (slot * n_groups + group).argsort()
         index = torch.empty_like(place)
         index[dealt] = best_first
         order = ChannelOrder(index)
@@ -214,7 +225,7 @@ class _Blocks:
         gain = self._gain_by_place(members)
         best, which = gain.view(b, g, g, m * m).max(dim=-1)
         least = LEAST_GAIN * self.kept_by_group[self.open].sum(dim=1).float()
-        accepted = _disjoint_best(best, least, at_once)
+        accepted = disjoint_best(best, least, at_once)
         block, group, other = accepted.nonzero(as_tuple=True)
         upper = group < other
         block, group, other = block[upper], group[upper], other[upper]
@@ -256,7 +267,7 @@ class _Blocks:
         """Bring `worth` and `kept_by_group` up to date for `groups` [b, t] of `blocks` [b]."""
         channels = self.members[blocks[:, None], groups]  # [b, t, m]
         inside = self.x[blocks[:, None, None], channels]  # [b, t, m, r]
-        in_order = _descending(inside)
+        in_order = descending(inside)
         top, bar, below = in_order[: self.n], in_order[self.n - 1], in_order[self.n]
         kept = torch.stack(top).sum(dim=0)  # [b, t, r]
         # Without channel a, the group keeps its best n - 1 others whatever comes in a's place, and
@@ -271,7 +282,7 @@ class _Blocks:
         self.worth[blocks[:, None], channels.flatten(1)] = worth
 
 
-def _descending(x: Tensor) -> list[Tensor]:
+def descending(x: Tensor) -> list[Tensor]:
     """`x` [..., m, r] sorted along m, largest first, as m tensors [..., r].
 
     A network of comparisons: for a handful of members it beats a sort along a strided axis.
@@ -284,7 +295,7 @@ def _descending(x: Tensor) -> list[Tensor]:
     return members
 
 
-def _disjoint_best(gain: Tensor, least: Tensor, at_once: int | None) -> Tensor:
+def disjoint_best(gain: Tensor, least: Tensor, at_once: int | None) -> Tensor:
     """Pairs of groups to swap between: best first, no group twice.
 
     Args:
@@ -330,8 +341,14 @@ def _ragged_columns(chosen: Tensor) -> Tensor:
     return torch.where(chosen.gather(1, columns), columns, columns[:, :1])
 
 
+def stored_step(scores: Tensor, pattern: Pattern) -> SearchStep:
+    """Where a search starts that leaves the channels as they are."""
+    order = ChannelOrder.identity(scores.shape[1], scores.device)
+    return SearchStep(order, 0, retained_share(scores, pattern))
+
+
 def search_steps(
-    scores: Tensor, pattern: Pattern, search: OrderSearch | None
+    scores: Tensor, pattern: Pattern, search: OrderSearch | None, *, seconds: float | None = None
 ) -> Iterator[SearchStep]:
     """Yield ever better channel orders, the starting one first.
 
@@ -340,6 +357,7 @@ def search_steps(
             all layers that read the same activation.
         pattern: the N:M pattern whose kept score is to grow.
         search: such as `GlobalShuffle()` or `BlockShuffle()`; None yields the order as it is.
+        seconds: ends the search with its first step after that time.
 
     Raises:
         InputError: if a score is negative, NaN or infinite.
@@ -350,15 +368,23 @@ def search_steps(
     if scores.dim() != 2 or not (low >= 0 and high.isfinite()):
         raise InputError("Scores to order must be a matrix of finite numbers of at least 0.")
     if search is None:
-        order = ChannelOrder.identity(scores.shape[1], scores.device)
-        yield SearchStep(order, 0, retained_share(scores, pattern))
-    else:
-        yield from search.steps(scores, pattern)
+        yield stored_step(scores, pattern)
+        return
+    started = time.perf_counter()
+    last = None
+    for step in search.steps(scores, pattern):
+        if step is not last:
+            yield step
+        last = step
+        if seconds is not None and time.perf_counter() - started > seconds:
+            return
 
 
-def search_order(scores: Tensor, pattern: Pattern, search: OrderSearch | None) -> ChannelOrder:
+def search_order(
+    scores: Tensor, pattern: Pattern, search: OrderSearch | None, *, seconds: float | None = None
+) -> ChannelOrder:
     """The channel order that `search` ends with; see `search_steps`."""
-    for step in search_steps(scores, pattern, search):  # noqa: B007
+    for step in search_steps(scores, pattern, search, seconds=seconds):  # noqa: B007
         pass
     return step.order
 
@@ -368,7 +394,7 @@ def retained_share(scores: Tensor, pattern: Pattern, order: ChannelOrder | None 
     if order is not None:
         scores = scores[:, order.index]
     groups = in_groups(scores, pattern.m, fill=0.0)
-    best_first = _descending(groups.transpose(-1, -2))
+    best_first = descending(groups.transpose(-1, -2))
     kept = sum(rank.sum(dtype=torch.float64) for rank in best_first[: pattern.n])
     return float(kept / scores.sum(dtype=torch.float64).clamp_min(1e-300))
 

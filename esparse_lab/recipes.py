@@ -10,6 +10,7 @@ from esparse_lab.methods import METHODS, PruningMethod, make_method, method_name
 from esparse_lab.permutation import SEARCHES, BlockShuffle, OrderSearch
 from esparse_lab.pruning import Calibration, Orders, Recipe, can_be_ordered
 from esparse_lab.reconstruction import Reconstruction
+from esparse_lab.rivals import RIVALS
 
 BEST_SEARCH = "gns+lbs"
 READERS = {
@@ -22,15 +23,17 @@ READERS = {
 
 
 def named_search(name: str) -> OrderSearch | None:
-    """The entry of `SEARCHES` called `name`; raises `InputError` with the nearest names."""
-    if name not in SEARCHES:
-        raise unknown("search", name, SEARCHES)
-    return SEARCHES[name]
+    """The entry of `SEARCHES` or `RIVALS`; raises `InputError` with the nearest names."""
+    known = SEARCHES | RIVALS
+    if name not in known:
+        raise unknown("search", name, known)
+    return known[name]
 
 
 def search_name(search: OrderSearch | None) -> str:
-    """The name of a search in `SEARCHES`, else its settings."""
-    return next((name for name, known in SEARCHES.items() if known == search), repr(search))
+    """The name of a search in `SEARCHES` or `RIVALS`, else its settings."""
+    known = SEARCHES | RIVALS
+    return next((name for name in known if known[name] == search), repr(search))
 
 
 def recipe_label(recipe: Recipe) -> str:
@@ -105,8 +108,8 @@ def recipe_of(
         method: chooses the weights.
         pattern: such as "2:4" or "50%"; without it 2:4, or with an allocation what its menu holds
             nearest to the target.
-        search: a name in `SEARCHES`; without it the best that the pattern's groups fit, or none
-            where no order means anything.
+        search: a name in `SEARCHES` or `RIVALS`; without it the best that the pattern's groups fit,
+            or none where no order means anything.
         calibration: where statistics come from; see `Recipe`.
         reconstruct: solve for the kept weights.
         allocation: a name in `ALLOCATIONS`; without it every layer gets `pattern`.

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTr
 from typer.testing import CliRunner
 
 import esparse_lab.reports
-from esparse_lab import ALLOCATIONS, METHODS, SEARCHES
+from esparse_lab import ALLOCATIONS, METHODS, RIVALS, SEARCHES
 from esparse_lab.cli import app
 from esparse_lab.gemm.cusparselt import unavailable
 from esparse_lab.pruning import Calibration
@@ -83,7 +83,7 @@ def test_help_lists_every_command_and_version_names_the_package():
 
 def test_help_names_what_can_be_chosen():
     shown = " ".join(esparse("prune", "--help").output.split())
-    for table in (METHODS, SEARCHES, ALLOCATIONS):
+    for table in (METHODS, SEARCHES, RIVALS, ALLOCATIONS):
         assert ", ".join(table) in shown
     for calibration in get_args(Calibration):
         assert f"({calibration})" in shown

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from plain_orders import kept_score
 
 from esparse_lab import (
     BlockShuffle,
@@ -26,16 +27,6 @@ SEARCHES = [
     BlockShuffle(block=8, at_once=1),
     BlockShuffle(block=256, start=None),
 ]
-
-
-def kept_score(rows: list[list[float]], order: list[int], pattern: Pattern) -> float:
-    """Score that an N:M mask keeps, written as plainly as possible."""
-    kept = 0.0
-    for row in rows:
-        for start in range(0, len(order), pattern.m):
-            group = sorted((row[c] for c in order[start : start + pattern.m]), reverse=True)
-            kept += sum(group[: pattern.n])
-    return kept
 
 
 def plain_block_shuffle(rows: list[list[float]], pattern: Pattern, block: int) -> list[int]:
