@@ -1,8 +1,10 @@
 """Statistics of a whole model's layers, kept on disk: seen once, they are there at once."""
 
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import asdict
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,13 +46,16 @@ def _written(stats: LayerStats) -> dict:
     row = {"n_tokens": stats.n_tokens, "n_sequences": stats.n_sequences}
     for name in _TENSORS:
         value = getattr(stats, name)
-        row[name] = None if value is None else value.tolist()  # exact: float32 in JSON's doubles
+        # As bytes: a list of numbers takes JSON seconds.
+        row[name] = None if value is None else b64encode(value.cpu().numpy().tobytes()).decode()
     return row
 
 
 def _read(row: dict, device: torch.device) -> LayerStats:
     tensors = {
-        name: None if row[name] is None else torch.tensor(row[name], device=device)
+        name: None
+        if row[name] is None
+        else torch.tensor(np.frombuffer(b64decode(row[name]), np.float32), device=device)
         for name in _TENSORS
     }
     return LayerStats(**row | tensors)

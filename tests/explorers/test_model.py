@@ -94,13 +94,13 @@ def test_a_click_opens_the_layer_below(panel):
     click(0, 0)
     assert panel._opened == {"channels": below}
     assert "model.layers.0.self_attn.q_proj" in below.plot.layout.title.text
-    panel.set(block=1)
-    assert "ready" in below._status.value
-    panel.set(block=0)
     panel.set(opens="masks", pattern="4:8")
     masks = panel._opened["masks"]
     assert isinstance(masks, Masks)
     assert masks.settings["pattern"] == "4:8"
+    panel.set(block=1)
+    assert "ready" in masks._status.value
+    panel.set(block=0)
     shown = {below.widget: "none", masks.widget: None}
     assert {widget: widget.layout.display for widget in panel.widget.children[4:]} == shown
     panel.set(opens="shuffle")
