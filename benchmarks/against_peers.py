@@ -1,8 +1,8 @@
 """Our Wanda and SparseGPT beside the authors' code: one model, the same tokens, one run.
 
-    python benchmarks/against_peers.py [--wanda PATH] [--sparsegpt PATH] [--device cuda] [--dtype float16]
-        [--sequences 128] [--length 2048] [--corpus NAME_OR_PATH] [--test NAME_OR_PATH]
-        [--test-windows N] [--repeats 1] [--pattern 2:4] [--csv OUT]
+    python benchmarks/against_peers.py [--wanda PATH] [--sparsegpt PATH] [--device cuda]
+        [--dtype float16] [--sequences 128] [--length 2048] [--corpus NAME_OR_PATH]
+        [--test NAME_OR_PATH] [--test-windows N] [--repeats 1] [--pattern 2:4] [--csv OUT]
 
 Each PATH is a checkout of the authors' repository; `peer_code.py` says which commits and how their
 functions are run without changing a file of theirs. On the clock is all of pruning: the embedding

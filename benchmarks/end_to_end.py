@@ -9,6 +9,7 @@ one CUDA graph. Decode is one token a sequence with a filled KV cache.
 """
 
 import argparse
+import gc
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from esparse_lab.gemm.clock import kernel_names
 from esparse_lab.gemm.convert import sparsify
 from esparse_lab.masks import Pattern, nm_mask
 from esparse_lab.run_record import Run
+
+FORMS = ("dense", "cusparselt 2:4", "compressed 2:4", "compressed 4:8")
+"""The kernel and the pattern that weights are stored in; what is 2:4 is 4:8 as well."""
 
 
 def pruned_random_model(shape: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -187,45 +191,54 @@ def main() -> None:
     parser.add_argument("--name", default="end_to_end_h100")
     parser.add_argument("--shape", default="LLaMA-7B", choices=LLAMA)
     parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--forms", nargs="+", choices=FORMS)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--prefill", default="4x1024")
     parser.add_argument("--positions", type=int, default=1024, help="in the KV cache at decode")
     args = parser.parse_args()
     torch._dynamo.config.recompile_limit = 64
-    run = Run(args.name, args.out)
-    model = pruned_random_model(args.shape, getattr(torch, args.dtype))
-    rows, dense_logits = measure(model, "dense", args)
-    torch._dynamo.reset()
+    run, rows, logits, choices = Run(args.name, args.out), [], {}, []
     prefill = args.prefill.split("x")
     tokens = sorted({*args.batches, int(prefill[0]) * int(prefill[1])})
-    layers = sparsify(model, tokens=tokens)
-    more, sparse_logits = measure(model, "sparse", args)
-    rows += more
-    run.save_table("steps", pd.DataFrame(rows))
-    run.save_table(
-        "layers",
-        pd.DataFrame(
-            {
-                "rows": layer.rows,
-                "columns": layer.columns,
-                "tokens": choice.tokens,
-                "algorithm": "dense" if choice.algorithm is None else str(choice.algorithm),
-                "dense_ms": dense_ms,
-                "chosen_ms": chosen_ms,
-            }
-            for layer in {(one.rows, one.columns): one for one in layers}.values()
-            for choice, dense_ms, chosen_ms in zip(
-                layer.choices, layer.dense_ms, layer.chosen_ms, strict=True
-            )
-        ),
-    )
+    for form in FORMS if args.forms is None else args.forms:
+        model = pruned_random_model(args.shape, getattr(torch, args.dtype))
+        if form != "dense":
+            kernel, pattern = form.split()
+            layers = sparsify(model, tokens=tokens, kernel=kernel, pattern=Pattern.parse(pattern))
+            choices += [
+                {
+                    "form": form,
+                    "rows": layer.rows,
+                    "columns": layer.columns,
+                    "tokens": choice.tokens,
+                    "algorithm": "dense" if choice.algorithm is None else str(choice.algorithm),
+                    "dense_ms": dense_ms,
+                    "chosen_ms": chosen_ms,
+                }
+                for layer in {(one.rows, one.columns): one for one in layers}.values()
+                for choice, dense_ms, chosen_ms in zip(
+                    layer.choices, layer.dense_ms, layer.chosen_ms, strict=True
+                )
+            ]
+        torch._dynamo.reset()
+        more, logits[form] = measure(model, form, args)
+        rows += more
+        run.save_table("steps", pd.DataFrame(rows))
+        del model
+        gc.collect()
+        torch.cuda.empty_cache()
+    run.save_table("layers", pd.DataFrame(choices))
     errors = {
-        f"{phase} {batch}": float((sparse_logits[phase, batch] - logits).norm() / logits.norm())
-        for (phase, batch), logits in dense_logits.items()
+        f"{form}, {phase} {batch}": float((found - exact).norm() / exact.norm())
+        for form, of_form in logits.items()
+        if form != "dense" and "dense" in logits
+        for (phase, batch), found in of_form.items()
+        for exact in [logits["dense"][phase, batch]]
     }
     run.finish(device=torch.cuda.get_device_name(), logits_error=errors)
     steps = pd.DataFrame(rows).pivot(index=["phase", "batch"], columns="form", values="ms")
-    print(steps.assign(speedup=steps.dense / steps.sparse))
+    print(steps)
+    print(steps.rdiv(steps.get("dense", float("nan")), axis=0))
     print(errors)
 
 

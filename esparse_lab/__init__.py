@@ -26,6 +26,7 @@ _HOME = {
     "folding": ["fold", "fold_orders"],
     "footprint": ["meta_model", "tensor_table"],
     "gemm.convert": ["SparseLayer", "sparsify"],
+    "gemm.compressed_linear": ["CompressedLinear"],
     "gemm.linear": ["SparseLinear"],
     "gemm.nm_linear": ["nm_linear"],
     "gemm.readiness": ["overfull_share", "sparse_layers"],

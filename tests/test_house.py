@@ -32,7 +32,7 @@ ROOMS = [
     ["streaming"],
     ["run_record", "result_cache", "recipes"],
     ["checkpoints"],
-    ["tables"],
+    ["tables", "search_tables"],
     ["experiments", "footprint"],
     ["tasks"],
     ["sweep"],

@@ -1,4 +1,4 @@
-"""A pruned model made to run sparse: its 2:4 layers replaced in place."""
+"""A pruned model made to run sparse: its N:M layers replaced in place."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,14 @@ from transformers import PreTrainedModel
 
 from esparse_lab.blocks import WeightMatrix
 from esparse_lab.errors import EsparseError, InputError, unknown
-from esparse_lab.gemm import cusparselt
 from esparse_lab.gemm.algorithms import AlgorithmStore
-from esparse_lab.gemm.cusparselt import Product, padded_tokens
+from esparse_lab.gemm.compressed_linear import CompressedLinear
+from esparse_lab.gemm.cusparselt import TWO_FOUR, Product, padded_tokens
+from esparse_lab.gemm.kernel import Kernel, unavailable
 from esparse_lab.gemm.linear import Choice, SparseLinear
 from esparse_lab.gemm.readiness import sparse_layers
 from esparse_lab.gemm.search import found
+from esparse_lab.masks import Pattern
 
 Policy = Literal["auto", "sparse"]
 
@@ -28,7 +30,7 @@ class SparseLayer:
     Attributes:
         name: dotted path in the model.
         rows, columns: of its weight.
-        choices: how it is computed, by number of tokens.
+        choices: how it is computed, by number of tokens; empty for the kernel "compressed".
         dense_ms, chosen_ms: device time at each of those numbers of tokens, as the search measured
             it on random data.
         dense_bytes, stored_bytes: of the weight before and now. A layer that is dense for some and
@@ -50,21 +52,27 @@ def sparsify(
     *,
     tokens: Sequence[int] = (16, 64, 256, 1024, 4096),
     policy: Policy = "auto",
+    pattern: Pattern = TWO_FOUR,
+    kernel: Kernel | None = None,
     layers: Iterable[str] | None = None,
     store: AlgorithmStore | None = None,
     progress: bool = True,
 ) -> list[SparseLayer]:
-    """Replace a model's 2:4 layers by sparse ones, in place; for inference.
+    """Replace a model's N:M layers by sparse ones, in place; for inference.
 
-    The first time that a shape comes up on a device its algorithms are searched (about a minute a
-    shape and number of tokens); the result is kept on disk.
+    2:4 runs on sparse tensor cores (`SparseLinear`). The first time that a shape comes up on a
+    device its algorithms are searched, some seconds a shape and number of tokens; the result is
+    kept on disk. Other patterns are stored compressed (`CompressedLinear`): reading less makes them
+    faster up to some tens of tokens, and slower beyond, where the weight is decompressed first.
 
     Args:
-        model: pruned 2:4 and stored in float16 or bfloat16, on a CUDA device.
+        model: pruned and stored in float16 or bfloat16, on a CUDA device.
         tokens: the numbers of tokens in one forward (batch times positions) to be fast at. Others
             take the algorithm of the next larger one.
         policy: "auto" computes a layer dense where that is faster; "sparse" never does, which takes
-            the least memory.
+            the least memory. "compressed" has no other choice.
+        pattern: of the layers: 2:4, or 1:4, 2:8 or 4:8.
+        kernel: "cusparselt" (2:4 alone) or "compressed"; by the pattern when None.
         layers: names of the layers to replace; every prunable one when None.
         store: where searches are kept; the device's file in the cache when None.
         progress: whether to show a bar.
@@ -73,19 +81,23 @@ def sparsify(
         What became of each layer, in the model's order.
 
     Raises:
-        InputError: a layer is not 2:4 (its first offending group is named), has a shape or dtype
-            without a kernel, or is not one that can be replaced. Nothing is changed then.
+        InputError: a layer is not sparse in the pattern (its first offending group is named), has a
+            shape or dtype without a kernel, or is not one that can be replaced. Nothing is changed
+            then.
         EsparseError: this machine cannot run it, and why.
     """
     if policy not in get_args(Policy):
         raise unknown("policy", policy, get_args(Policy))
     if not tokens or min(tokens) < 1:
         raise InputError(f"tokens must be numbers of at least 1, got {tokens}.")
-    chosen = sparse_layers(model, layers)
-    if reason := cusparselt.unavailable(model.device if model.device.type == "cuda" else None):
+    kernel = kernel or ("cusparselt" if pattern == TWO_FOUR else "compressed")
+    chosen = sparse_layers(model, layers, pattern=pattern, kernel=kernel)
+    if reason := unavailable(kernel, model.device if model.device.type == "cuda" else None):
         raise EsparseError(f"The model cannot run sparse here: {reason}.")
     if model.device.type != "cuda":
         raise InputError(f"The model is on {model.device}: move it first, model.to('cuda').")
+    if kernel == "compressed":
+        return _compressed(model, chosen, pattern, progress)
     store = store or AlgorithmStore(model.device)
     buckets = sorted({padded_tokens(n, torch.float16) for n in tokens})
     kinds = {(*layer.weight.shape, layer.weight.dtype) for layer in chosen.values()}
@@ -119,6 +131,21 @@ def sparsify(
                 new.weight_bytes,
             )
         )
+        del weight, layer
+        model.set_submodule(name, new)
+    return results
+
+
+def _compressed(
+    model: PreTrainedModel, layers: dict[str, WeightMatrix], pattern: Pattern, progress: bool
+) -> list[SparseLayer]:
+    results = []
+    for name in tqdm(list(layers), "compressing", unit="layer", disable=not progress):
+        layer = layers.pop(name)  # so that the dense weight goes when its layer is replaced
+        weight = layer.weight
+        new = CompressedLinear(weight, pattern, _bias(layer), name=name)
+        size = weight.nbytes, new.weight_bytes
+        results.append(SparseLayer(name, *weight.shape, [], [], [], *size))
         del weight, layer
         model.set_submodule(name, new)
     return results

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esparse_lab.device_code import current_stream
 from esparse_lab.errors import EsparseError, InputError
 from esparse_lab.gemm import cusparselt
 from esparse_lab.gemm.cusparselt import Algorithm, Plan, Product
-from esparse_lab.gemm.streams import current_stream
 
 _ONE, _ZERO = ctypes.c_float(1.0), ctypes.c_float(0.0)
 _ONE_AT, _ZERO_AT = ctypes.addressof(_ONE), ctypes.addressof(_ZERO)

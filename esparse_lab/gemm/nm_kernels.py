@@ -1,7 +1,4 @@
-"""The kernel of `nm_linear.cu` in the variants that are asked for, compiled when first used.
-
-The one file that knows `cuda.core`, which compiles with NVRTC and launches; imported where needed.
-"""
+"""The kernels of `nm_linear.cu` and `nm_decompress.cu`, compiled when first used."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -9,10 +6,9 @@ from pathlib import Path
 
 import torch
 
-from esparse_lab.downloads import cache_dir
-from esparse_lab.errors import EsparseError
+from esparse_lab.device_code import compiled
 
-_SOURCE = Path(__file__).with_name("nm_linear.cu")
+_HERE = Path(__file__).parent
 _STATIC_BYTES = 256
 _RESERVED_BYTES = 1024
 """Shared memory of a block beside its stages: declared by the kernel, and kept by the system."""
@@ -55,49 +51,19 @@ class Variant:
 
 @cache
 def kernel(variant: Variant, stages: int, device: int):
-    """The compiled kernel (`cuda.core.Kernel`), ready for so much shared memory.
-
-    Compiled programs are kept in the cache folder.
-    """
-    from cuda.bindings import driver
-    from cuda.core import Program, ProgramOptions
-    from cuda.core.utils import FileStreamProgramCache
-
-    major, minor = torch.cuda.get_device_capability(device)
+    """The compiled kernel, ready for so many stages in shared memory."""
     shared = stages * variant.stage_bytes
     constants = {
         **{name.upper(): int(value) for name, value in vars(variant).items()},
         "STAGES": stages,
         "SHARED_BYTES": shared,
     }
-    options = ProgramOptions(
-        name="nm_linear",
-        arch=f"sm_{major}{minor}",
-        std="c++17",
-        define_macro=[(name, str(value)) for name, value in constants.items()],
+    return compiled(
+        _HERE / "nm_linear.cu", "nm_linear_kernel", constants, device, shared_bytes=shared
     )
-    compiled = Program(_SOURCE.read_text(), "c++", options).compile(
-        "cubin", cache=FileStreamProgramCache(cache_dir() / "kernels")
-    )
-    found = compiled.get_kernel("nm_linear_kernel")
-    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    (status,) = driver.cuKernelSetAttribute(attribute, shared, found.handle, device)
-    if status != driver.CUresult.CUDA_SUCCESS:
-        raise EsparseError(f"The kernel gets no {shared} bytes of shared memory: {status.name}.")
-    return found
 
 
 @cache
-def grid(blocks: int, splits: int, shared: int):
-    """How to launch so many blocks of rows, each split so many times (`cuda.core.LaunchConfig`)."""
-    from cuda.core import LaunchConfig
-
-    return LaunchConfig(grid=(blocks, splits), block=THREADS, shmem_size=shared)
-
-
-@cache
-def stream(handle: int):
-    """PyTorch's stream as one of `cuda.core`."""
-    from cuda.core import LEGACY_DEFAULT_STREAM, Stream
-
-    return Stream.from_handle(handle) if handle else LEGACY_DEFAULT_STREAM
+def decompressing(kept: int, device: int):
+    """The kernel that writes a weight in full."""
+    return compiled(_HERE / "nm_decompress.cu", "nm_decompress_kernel", {"KEPT": kept}, device)

@@ -1,6 +1,5 @@
 """y = x Wᵀ + b with a compressed N:M weight and few tokens; `nm_linear.cu` is its kernel."""
 
-import importlib.util
 import itertools
 from dataclasses import dataclass
 from functools import cache
@@ -8,10 +7,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from esparse_lab.device_code import launch_config, start
 from esparse_lab.errors import InputError
 from esparse_lab.gemm import nm_kernels
 from esparse_lab.gemm.nm_kernels import Variant
-from esparse_lab.gemm.streams import current_stream
 from esparse_lab.masks import Pattern
 from esparse_lab.storage import Compressed
 
@@ -50,17 +49,6 @@ LAUNCHES = [
     for splits in (1, 2, 3, 4, 6, 8)
 ]
 """What `fastest_launch` tries."""
-
-
-def unavailable() -> str:
-    """Why the kernel cannot run here, with what to do about it; empty when it can."""
-    if not torch.cuda.is_available():
-        return "no CUDA device is present"
-    if torch.cuda.get_device_capability() < (8, 0):
-        return f"{torch.cuda.get_device_name()} is older than compute capability 8.0"
-    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
-        return "cuda.core is not installed: pip install 'esparse_lab[gemm]'"
-    return ""
 
 
 def check_nm_product(tokens: int, columns: int, pattern: Pattern, dtype: torch.dtype) -> None:
@@ -115,8 +103,6 @@ def nm_linear(
         raise InputError(
             f"bias is {tuple(bias.shape)} of {bias.dtype}: expected ({rows},) of {x.dtype}."
         )
-    from cuda.core import launch as start
-
     device = x.device.index
     if launch is None:
         launch = _guess(rows, device)
@@ -130,7 +116,7 @@ def nm_linear(
         if launch.splits > 1:
             parts = torch.empty(launch.splits, tokens, rows, device=x.device)
         start(
-            nm_kernels.stream(current_stream(device)),
+            device,
             grid,
             kernel,
             x.data_ptr(),
@@ -167,7 +153,25 @@ def _prepared(
         raise InputError(f"{launch} takes more shared memory than this device has.")
     with torch.cuda.device(device):
         kernel = nm_kernels.kernel(variant, stages, device)
-    return kernel, nm_kernels.grid(blocks, launch.splits, stages * variant.stage_bytes)
+    shared = stages * variant.stage_bytes
+    return kernel, launch_config((blocks, launch.splits), nm_kernels.THREADS, shared)
+
+
+def nm_decompress(weight: Compressed) -> Tensor:
+    """The weight in full, [out, in], as `weight.decompress()`; nothing waits for the device.
+
+    Raises:
+        InputError: the kernel does not read such a weight.
+    """
+    check_nm_linear(weight)
+    values, bits = weight.values.contiguous(), weight.bits.contiguous()
+    full = values.new_empty(len(values), weight.columns)
+    device, words = values.device.index, bits.numel()
+    kernel = nm_kernels.decompressing(int(weight.pattern.density * 8), device)
+    config = launch_config((-(-words // nm_kernels.THREADS),), nm_kernels.THREADS)
+    with torch.cuda.device(device):
+        start(device, config, kernel, values.data_ptr(), bits.data_ptr(), full.data_ptr(), words)
+    return full
 
 
 def _variant(

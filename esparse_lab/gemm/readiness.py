@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import get_args
 
 import pandas as pd
 from torch import Tensor, nn
@@ -14,24 +15,36 @@ from esparse_lab.capture import layer_inputs
 from esparse_lab.channel_stats import LayerStats
 from esparse_lab.errors import InputError, unknown
 from esparse_lab.gemm.cusparselt import LINEAR_DTYPES, TWO_FOUR, check_weight
+from esparse_lab.gemm.kernel import Kernel
+from esparse_lab.gemm.nm_linear import check_nm_product
 from esparse_lab.masks import Pattern, in_groups
 from esparse_lab.methods import PruningMethod
 from esparse_lab.storage import require_nm
 
 
 def sparse_layers(
-    model: PreTrainedModel, names: Iterable[str] | None = None
+    model: PreTrainedModel,
+    names: Iterable[str] | None = None,
+    *,
+    pattern: Pattern = TWO_FOUR,
+    kernel: Kernel = "cusparselt",
 ) -> dict[str, WeightMatrix]:
     """The layers that `sparsify` would replace, by name.
 
     Args:
         model: on any device.
         names: which; every prunable one when None.
+        pattern: that they have.
+        kernel: that is to multiply them.
 
     Raises:
-        InputError: a layer is not 2:4 (its first offending group is named), has a shape or dtype
-            without a kernel, or is not one that can be replaced.
+        InputError: a layer is not sparse in the pattern (its first offending group is named), has a
+            shape or dtype without a kernel, or is not one that can be replaced.
     """
+    if kernel not in get_args(Kernel):
+        raise unknown("kernel", kernel, get_args(Kernel))
+    if kernel == "cusparselt" and pattern != TWO_FOUR:
+        raise InputError(f"Sparse tensor cores multiply 2:4, not {pattern}: kernel='compressed'.")
     layers = prunable_layers(model)
     names = list(layers) if names is None else list(names)
     for name in names:
@@ -41,14 +54,20 @@ def sparse_layers(
     if not chosen:
         raise InputError("No layer is to be replaced: leave layers out for every prunable one.")
     for name, layer in chosen.items():
-        check_weight(layer.weight, name, dtypes=LINEAR_DTYPES)
+        if kernel == "cusparselt":
+            check_weight(layer.weight, name, dtypes=LINEAR_DTYPES)
+        else:
+            try:
+                check_nm_product(1, layer.weight.shape[1], pattern, layer.weight.dtype)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
         if not isinstance(layer.module, nn.Linear | Conv1D):
             raise InputError(
                 f"{name} is part of a {type(layer.module).__name__}, which multiplies it itself: "
                 "only linear layers can be replaced. Leave it out with layers=[...]."
             )
     for name, layer in chosen.items():
-        require_nm(layer.weight, TWO_FOUR, name)
+        require_nm(layer.weight, pattern, name)
     return chosen
 
 

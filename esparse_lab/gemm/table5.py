@@ -140,23 +140,26 @@ def beside_table5(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def end_to_end_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Dense and sparse models side by side.
+    """Every sparse form of a model beside its dense one.
 
     Args:
-        runs: columns shape, form ("dense" or "sparse"), phase ("prefill" or "decode"), batch,
-            positions, ms, tokens_per_second, peak_gib, kernel.
+        runs: columns shape, form ("dense", or kernel and pattern), phase ("prefill" or "decode"),
+            batch, positions, ms, tokens_per_second, peak_gib, kernel.
 
-    Columns: shape, phase, batch, positions, dense_ms, sparse_ms, speedup, dense_tokens_per_second,
-    sparse_tokens_per_second, dense_peak_gib, sparse_peak_gib, sparse_kernel.
+    Columns: shape, form, phase, batch, positions, dense_ms, sparse_ms, speedup,
+    dense_tokens_per_second, sparse_tokens_per_second, dense_peak_gib, sparse_peak_gib,
+    sparse_kernel.
     """
-    keys = ["shape", "phase", "batch", "positions"]
-    forms = {form: part.set_index(keys) for form, part in runs.groupby("form")}
-    columns = {
-        f"{form}_{column}": forms[form][column]
-        for column in ("ms", "tokens_per_second", "peak_gib")
-        for form in ("dense", "sparse")
-    }
-    frame = pd.DataFrame(columns).reset_index()
-    frame.insert(6, "speedup", frame.dense_ms / frame.sparse_ms)
-    kernels = forms["sparse"].kernel.rename("sparse_kernel").reset_index()
-    return frame.merge(kernels, on=keys)
+    keys, measured = (
+        ["shape", "phase", "batch", "positions"],
+        ["ms", "tokens_per_second", "peak_gib"],
+    )
+    is_dense = runs.form == "dense"
+    dense = runs[is_dense].rename(columns={name: f"dense_{name}" for name in measured})
+    sparse = runs[~is_dense].rename(
+        columns={name: f"sparse_{name}" for name in [*measured, "kernel"]}
+    )
+    both = sparse.merge(dense.drop(columns=["form", "kernel"]), on=keys)
+    both["speedup"] = both.dense_ms / both.sparse_ms
+    pairs = [f"{form}_{name}" for name in measured for form in ("dense", "sparse")]
+    return both[["shape", "form", *keys[1:], *pairs[:2], "speedup", *pairs[2:], "sparse_kernel"]]

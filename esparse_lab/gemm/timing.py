@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import pandas as pd
 import torch
@@ -14,6 +14,7 @@ from esparse_lab.gemm import cusparselt, nm_linear
 from esparse_lab.gemm.algorithms import AlgorithmStore
 from esparse_lab.gemm.clock import Milliseconds, alternating_ms, kernel_names
 from esparse_lab.gemm.cusparselt import TWO_FOUR, Plan, Product, padded_tokens
+from esparse_lab.gemm.kernel import Kernel, unavailable
 from esparse_lab.gemm.nm_linear import check_nm_product
 from esparse_lab.gemm.operands import Operands
 from esparse_lab.gemm.roofline import roofline
@@ -22,8 +23,6 @@ from esparse_lab.gemm.shapes import GemmShape
 from esparse_lab.masks import Pattern
 from esparse_lab.models import device_of
 from esparse_lab.storage import compress, compressed_bytes
-
-Kernel = Literal["cusparselt", "compressed"]
 
 _SPARSE = re.compile(r"spars|sptensorop|spmma|nm_linear", re.IGNORECASE)
 
@@ -171,11 +170,6 @@ def check_gemm(
         weight = torch.empty(shape.n, shape.k, dtype=dtype, device="meta")
         cusparselt.check_weight(weight, f"the weight of {shape.name}")
     return dtype
-
-
-def unavailable(kernel: Kernel = "cusparselt") -> str:
-    """Why a kernel cannot run here, with what to do about it; empty when it can."""
-    return nm_linear.unavailable() if kernel == "compressed" else cusparselt.unavailable()
 
 
 def gemm_table(timings: Iterable[GemmTiming]) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from tiny_models import random_model
 
 from esparse_lab import (
+    CompressedLinear,
     InputError,
     Magnitude,
     Pattern,
@@ -26,7 +27,7 @@ from esparse_lab.gemm import cusparselt, search
 from esparse_lab.gemm.algorithms import AlgorithmStore
 from esparse_lab.gemm.cusparselt import Algorithm, Product
 from esparse_lab.gemm.linear import Choice
-from esparse_lab.gemm.nm_linear import LAUNCHES, Launch
+from esparse_lab.gemm.nm_linear import LAUNCHES, Launch, nm_decompress
 
 pytestmark = [
     pytest.mark.gpu,
@@ -178,6 +179,36 @@ def test_what_does_not_fit_the_compressed_weight_is_refused(x, bias, says):
         nm_linear(x, compress(weight, TWO_FOUR), bias)
 
 
+@pytest.mark.parametrize("pattern", ["1:4", "2:8", "2:4", "4:8"])
+def test_a_weight_is_decompressed_bit_for_bit(pattern):
+    pattern = Pattern.parse(pattern)
+    weight, _ = weight_and_bias(pattern, 200, 488, torch.bfloat16)
+    stored = compress(weight, pattern)
+    assert torch.equal(nm_decompress(stored), weight)
+    assert torch.equal(nm_decompress(stored), stored.decompress())
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("pattern", ["1:4", "4:8"])
+def test_a_compressed_layer_multiplies_any_number_of_tokens(pattern, dtype):
+    pattern = Pattern.parse(pattern)
+    weight, bias = weight_and_bias(pattern, 160, 192, dtype)
+    layer = CompressedLinear(weight, pattern, bias)
+    assert layer.weight_bytes == weight.nbytes * (16 * pattern.density + 1) / 16
+    for tokens in (1, 32, 33, 64, 65, 1024):
+        x = inputs(tokens, 192, dtype)
+        layer(x)  # compiles
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = layer(x)
+        x.copy_(inputs(tokens, 192, dtype, seed=2))
+        graph.replay()
+        assert_near(y, F.linear(x.double(), weight.double(), bias.double()), dtype)
+        assert torch.equal(layer(x.view(1, tokens, 192))[0], y)
+    with pytest.raises(InputError, match=r"multiplies torch.*got torch\.float32"):
+        layer(x.float())
+
+
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 16}
 
 
@@ -207,6 +238,24 @@ def test_a_converted_model_says_what_its_masked_form_says(model, store, policy):
     exact = copy.deepcopy(masked).double()
     ids = torch.randint(256, (2, 20), generator=torch.Generator().manual_seed(0)).cuda()
     for some in (ids, ids[:, :8], ids[:, :1]):  # more, as many and fewer than were searched for
+        with torch.no_grad():
+            wanted = exact(some).logits
+            off, off_masked = (
+                (one(some).logits.double() - wanted).abs().max() for one in (model, masked)
+            )
+        assert off <= 3 * off_masked
+
+
+def test_a_4_to_8_model_says_what_its_masked_form_says():
+    masked = random_model("llama", **SIZES)
+    prune_model(masked, None, Recipe(Magnitude(), Pattern(4, 8)), progress=False)
+    masked = masked.half().cuda()
+    model, exact = copy.deepcopy(masked), copy.deepcopy(masked).double()
+    changed = sparsify(model, pattern=Pattern(4, 8), progress=False)
+    assert [layer.name for layer in changed] == [*prunable_layers(masked)]
+    assert all(layer.stored_bytes == layer.dense_bytes * 9 // 16 for layer in changed)
+    ids = torch.randint(256, (5, 20), generator=torch.Generator().manual_seed(0)).cuda()
+    for some in (ids, ids[:, :8], ids[:, :1]):
         with torch.no_grad():
             wanted = exact(some).logits
             off, off_masked = (

@@ -123,6 +123,29 @@ def test_one_weight_too_many_is_found_and_nothing_is_changed(model):
     assert [*sparse_layers(model, others)] == others
 
 
+def test_any_pattern_that_holds_is_ready_for_the_kernel_that_reads_it(model):
+    four_eight = {"pattern": Pattern(4, 8), "kernel": "compressed"}
+    layer = model.model.layers[1].mlp.gate_proj
+    with torch.no_grad():
+        layer.weight[2, 8:16] = torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 1])  # 4:8 and not 2:4
+    assert [*sparse_layers(model, **four_eight)] == [*prunable_layers(model)]
+    with pytest.raises(InputError, match=r"gate_proj is not 2:4: row 2, channels 12 to 15"):
+        sparse_layers(model, kernel="compressed")
+    with torch.no_grad():
+        layer.weight[2, 8] = 1
+    with pytest.raises(InputError, match=r"gate_proj is not 4:8: row 2, channels 8 to 15 hold 5"):
+        sparse_layers(model, **four_eight)
+    for pattern, kernel, says in (
+        (Pattern(4, 8), "cusparselt", "Sparse tensor cores multiply 2:4, not 4:8"),
+        (TWO_FOUR, "triton", "Unknown kernel 'triton'"),
+        (Pattern(3, 4), "compressed", r"q_proj: The kernel reads 1:4, 2:8, 2:4 and 4:8, not 3:4"),
+    ):
+        with pytest.raises(InputError, match=says):
+            sparsify(model, pattern=pattern, kernel=kernel)
+    with pytest.raises(InputError, match="q_proj: The kernel reads float16 and bfloat16, not"):
+        sparsify(model.float(), pattern=Pattern(4, 8))
+
+
 def test_what_else_is_refused(model):
     with pytest.raises(InputError, match=r"Unknown layer 'model\.layers\.0\.mlp\.downproj'"):
         sparsify(model, layers=["model.layers.0.mlp.downproj"])
@@ -143,10 +166,11 @@ def test_what_else_is_refused(model):
 
 
 @ON_CPU
-def test_without_a_device_a_ready_model_is_refused_and_stays(model):
+@pytest.mark.parametrize("pattern", [TWO_FOUR, Pattern(4, 8)], ids=str)
+def test_without_a_device_a_ready_model_is_refused_and_stays(model, pattern):
     before = copy.deepcopy(model)
     with pytest.raises(EsparseError, match="cannot run sparse here: no CUDA device is present"):
-        sparsify(model)
+        sparsify(model, pattern=pattern)
     assert same(model, before)
 
 

@@ -96,16 +96,23 @@ def test_a_measured_table_stands_beside_its_shapes():
     assert (both.percent == 50).all()
 
 
-def test_whole_models_are_paired():
+def test_every_sparse_form_stands_beside_the_dense_one():
     columns = "shape form phase batch positions ms tokens_per_second peak_gib kernel"
+    forms = (("cusparselt 2:4", 2.0, 7.0), ("dense", 3.0, 12.0), ("compressed 4:8", 2.5, 8.0))
     runs = [
         ("S", form, "decode", batch, 128, ms * batch, 10 / ms, gib, f"kernel {form}")
         for batch in (1, 4)
-        for form, ms, gib in (("sparse", 2.0, 7.0), ("dense", 3.0, 12.0))
+        for form, ms, gib in forms
+        if (batch, form) != (4, "compressed 4:8")
     ]
     pairs = table5.end_to_end_table(pd.DataFrame(runs, columns=columns.split()))
-    assert pairs.batch.tolist() == [1, 4]
-    assert pairs.speedup.tolist() == [1.5, 1.5]
-    assert pairs.dense_ms.tolist() == [3, 12]
-    assert pairs.sparse_peak_gib.tolist() == [7, 7]
-    assert pairs.sparse_kernel.tolist() == ["kernel sparse"] * 2
+    assert list(zip(pairs.form, pairs.batch, strict=True)) == [
+        ("cusparselt 2:4", 1),
+        ("compressed 4:8", 1),
+        ("cusparselt 2:4", 4),
+    ]
+    assert pairs.speedup.tolist() == pytest.approx([1.5, 1.2, 1.5])
+    assert pairs.dense_ms.tolist() == [3, 3, 12]
+    assert pairs.sparse_peak_gib.tolist() == [7, 8, 7]
+    assert pairs.dense_tokens_per_second.tolist() == pytest.approx([10 / 3] * 3)
+    assert pairs.sparse_kernel.tolist() == [f"kernel {form}" for form in pairs.form]
