@@ -13,6 +13,7 @@ from esparse_lab.masks import Pattern
 from esparse_lab.pairwise import MaximumSums
 from esparse_lab.permutation import (
     LEAST_GAIN,
+    BlockShuffle,
     ChannelOrder,
     GlobalShuffle,
     OrderSearch,
@@ -208,9 +209,10 @@ def _kept_by_way(columns: Tensor, ways: Tensor, n: int) -> Tensor:
 
 
 RIVALS: dict[str, OrderSearch] = {
+    "lbs": BlockShuffle(start=None),  # ours without its first half, for ablations
     "random": RandomOrders(),
     "serpentine": GlobalShuffle(serpentine=True),
     "assignment": SlotAssignment(),
-    "assignment-repeated": SlotAssignment(rounds=10),
+    "assignment-repeated": SlotAssignment(rounds=4),
     "stripes": StripePairs(),
 }
