@@ -12,9 +12,7 @@ from torch import Tensor
 from esparse_lab.channel_stats import LayerStats
 from esparse_lab.entropy import BinRange, Histogram, binned_entropy
 from esparse_lab.errors import InputError, unknown
-from esparse_lab.masks import Pattern
 from esparse_lab.methods import ESparse
-from esparse_lab.permutation import OrderSearch, search_steps
 
 HOME = Path(__file__).parent.parent
 PAPER_TABLES = HOME / "data" / "paper"
@@ -195,21 +193,6 @@ def rank_change_table(stats: LayerStats, method: ESparse) -> pd.DataFrame:
 def _ranks(values: Tensor) -> np.ndarray:
     """1 for the largest; equal values in order of channel."""
     return pd.Series(values.cpu().numpy()).rank(ascending=False, method="first").to_numpy(int)
-
-
-def search_trace(
-    scores: Tensor, pattern: Pattern, searches: Mapping[str, OrderSearch | None]
-) -> pd.DataFrame:
-    """How much score each search has kept after how many swaps.
-
-    Columns: search, swaps, retained_share (0 to 1).
-    """
-    rows = [
-        (label, step.swaps, step.retained_share)
-        for label, search in searches.items()
-        for step in search_steps(scores, pattern, search)
-    ]
-    return pd.DataFrame(rows, columns=["search", "swaps", "retained_share"])
 
 
 def output_error(weight: Tensor, pruned: Tensor, activations: Tensor) -> float:

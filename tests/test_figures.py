@@ -75,6 +75,16 @@ def traces(search="gns+lbs"):
     )
 
 
+def race():
+    steps = [(layer, s, t, t / 9) for layer in "ab" for s in ("gns", "none") for t in (0, 1, 4)]
+    return pd.DataFrame(steps, columns=["layer", "search", "seconds", "recovered_share"])
+
+
+def proxies():
+    rows = [("gns", 0.8, 0.05, 30.0), ("gns", 0.81, 0.04, 28.0), ("random", 0.7, 0.09, 90.0)]
+    return pd.DataFrame(rows, columns=["kind", "retained_share", "output_error", "perplexity"])
+
+
 def retained(layer="model.layers.{}.q"):
     rows = [
         (layer.format(b), b, r, s, 0.7 + 0.01 * b + 0.1 * (s == "gns"))
@@ -209,6 +219,8 @@ FRAMES = {
     F.activation_histogram_figure: histograms,
     F.rank_change_figure: ranks,
     F.search_trace_figure: traces,
+    F.race_figure: race,
+    F.proxy_figure: lambda: proxies().drop(columns="perplexity"),
     F.retained_figure: retained,
     F.perplexity_figure: ladder,
     F.methods_figure: spread,
@@ -398,6 +410,29 @@ def test_search_trace_steps_and_starts():
     assert line.name == "gns+lbs: 75.00% → 79.00% (2 swaps)"
     starts = {(t.x[0], t.y[0]) for t in fig.data if t.mode == "markers"}
     assert starts == {(0, 0.7), (0, 0.75)}
+
+
+def test_a_race_has_a_panel_a_layer_and_marks_the_ends():
+    fig = F.race_figure(race())
+    assert [a.text for a in fig.layout.annotations if a.text in ("a", "b")] == ["a", "b"]
+    assert [t.name for t in fig.data if t.showlegend] == ["gns", "none"]
+    for trace in fig.data:
+        assert list(trace.x) == [1e-4, 1, 4]  # a logarithm has no 0
+        assert list(trace.y) == pytest.approx([0, 1 / 9, 4 / 9])
+        assert [size > 0 for size in trace.marker.size] == [False, False, True]
+
+
+def test_proxies_stand_against_perplexity_where_it_was_measured():
+    fig = F.proxy_figure(proxies())
+    assert [(t.name, *t.x) for t in fig.data] == [
+        ("gns", 0.8, 0.81),
+        ("random", 0.7),
+        ("gns", 0.05, 0.04),
+        ("random", 0.09),
+    ]
+    assert [list(t.y) for t in fig.data] == [[30, 28], [90], [30, 28], [90]]
+    alone = F.proxy_figure(proxies().drop(columns="perplexity"))
+    assert [list(t.y) for t in alone.data] == [[0.05, 0.04], [0.09]]
 
 
 def test_retained_figure_has_a_panel_a_role_and_means_in_the_legend():

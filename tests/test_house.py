@@ -21,7 +21,7 @@ ROOMS = [
     ["storage"],
     ["capture", "curvature"],
     ["device_code"],
-    ["methods", "reconstruction", "twin", "pairwise"],
+    ["methods", "reconstruction", "twin", "pairwise", "shuffle_kernel"],
     ["permutation", "budget", "sensitivity", "allocation"],
     ["rivals", "optimum"],
     ["planner"],

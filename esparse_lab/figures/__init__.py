@@ -18,6 +18,7 @@ from esparse_lab.figures.memory import footprint_figure, table6_figure
 from esparse_lab.figures.permutation import retained_figure, score_picture, search_trace_figure
 from esparse_lab.figures.perplexity import methods_figure, perplexity_figure
 from esparse_lab.figures.plan import plan_map
+from esparse_lab.figures.search_race import proxy_figure, race_figure
 from esparse_lab.figures.style import LABELS, OKABE_ITO
 from esparse_lab.figures.sweep import ratios_figure, seeds_figure
 from esparse_lab.figures.tasks import paired_figure
@@ -42,6 +43,8 @@ __all__ = [
     "pareto_front",
     "perplexity_figure",
     "plan_map",
+    "proxy_figure",
+    "race_figure",
     "rank_change_figure",
     "ratios_figure",
     "retained_figure",
