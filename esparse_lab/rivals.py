@@ -27,6 +27,8 @@ from esparse_lab.permutation import (
 
 # Numbers that the arrangements of some pairs of groups may hold at once.
 HELD_AT_MOST = {"cpu": 1 << 22, "cuda": 1 << 27}
+# Two groups of 8 can be parted in 6,435 ways; of 16 in 300 million.
+WIDEST_STRIPE = 8
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,11 @@ class StripePairs:
 
     def steps(self, scores: Tensor, pattern: Pattern) -> Iterator[SearchStep]:
         """Those of the start, then one step a round."""
+        if pattern.m > WIDEST_STRIPE:
+            raise InputError(
+                f"There are too many ways to part two groups of {pattern.m}; take groups of up to "
+                f"{WIDEST_STRIPE}, or another search."
+            )
         for step in search_steps(scores, pattern, self.start):
             yield step
         columns, groups = _in_groups(scores, pattern, step.order)
@@ -204,8 +211,12 @@ def ways_to_part(m: int) -> Tensor:
 
 def _kept_by_way(columns: Tensor, ways: Tensor, n: int) -> Tensor:
     """What both groups keep in each way to part `columns` [pair, 2 m, row], float32 [pair, way]."""
-    best_first = descending(columns[:, ways])  # m tensors [pair, way, half, row]
-    return sum(best_first[:n]).sum(dim=(-1, -2))
+    rows = max(HELD_AT_MOST[columns.device.type] // (len(columns) * ways.numel()), 1)
+    kept = columns.new_zeros(len(columns), len(ways))
+    for some in columns.split(rows, dim=-1):
+        best_first = descending(some[:, ways])  # m tensors [pair, way, half, row]
+        kept += sum(best_first[:n]).sum(dim=(-1, -2))
+    return kept
 
 
 RIVALS: dict[str, OrderSearch] = {
