@@ -22,6 +22,7 @@ from esparse_lab.likelihood import Told, perplexity
 from esparse_lab.masks import Pattern, parse_sparsity
 from esparse_lab.methods import Magnitude, PruningMethod, make_method, method_name
 from esparse_lab.models import LoadedModel
+from esparse_lab.optimum import recoverable
 from esparse_lab.permutation import OrderSearch, retained_share, search_order
 from esparse_lab.pruning import Calibration, Recipe, can_be_ordered, prune_model
 from esparse_lab.recipes import named_search, search_name
@@ -273,8 +274,9 @@ def retained_table(
     to are scored by magnitude.
 
     Returns:
-        Columns: layer, block, role, search, retained_share (0 to 1), seconds (of the search, shared
-        equally by the layers ordered together).
+        Columns: layer, block, role, search, retained_share (0 to 1), recovered_share (of what an
+        order could win back in this layer at most; see `Recoverable`; NaN for nothing), seconds (of
+        the search, shared equally by the layers ordered together).
     """
     key = {
         "table": "retained",
@@ -323,6 +325,7 @@ def _retained_group(
     scores = {name: method.score(layer.weight, stats) for name, layer in group.layers.items()}
     if method.group_axis(stats) == "out":
         scores = {name: score.T for name, score in scores.items()}
+    limits = {name: recoverable(score, pattern) for name, score in scores.items()}
     rows = []
     for label, search in searches.items():
         started = time.perf_counter()
@@ -330,13 +333,15 @@ def _retained_group(
         seconds = (time.perf_counter() - started) / len(scores)
         for name, score in scores.items():
             number, role = layer_place(name)
+            share = retained_share(score, pattern, order)
             rows.append(
                 {
                     "layer": name,
                     "block": number,
                     "role": role,
                     "search": label,
-                    "retained_share": retained_share(score, pattern, order),
+                    "retained_share": share,
+                    "recovered_share": limits[name].recovered(share),
                     "seconds": seconds,
                 }
             )

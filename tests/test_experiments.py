@@ -254,6 +254,10 @@ def test_retained_shares_are_those_of_pruning_by_score(model_type, method, token
     wide = table.pivot(index="layer", columns="search", values="retained_share")
     assert wide["gns+lbs"].mean() > wide["none"].mean() > 0.5
     assert wide.to_numpy().max() <= 1
+    won = table.pivot(index="layer", columns="search", values="recovered_share")
+    assert (won["none"] == 0).all()
+    assert won["gns+lbs"].between(-1, 1).all()
+    assert (won["gns+lbs"].gt(0) == wide["gns+lbs"].gt(wide["none"])).all()
     if method.__name__ in ("SparseGPT", "ISC", "MaskDescent"):
         return  # choose other weights than those of the best score
     for name, search in searches.items():
