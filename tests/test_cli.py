@@ -108,7 +108,7 @@ def test_help_loads_no_torch():
         (["prune", "m"], "--out"),
         (["prune", "m", "--out", "o", "--method", "wonda"], "Did you mean 'wanda'?"),
         (["prune", "m", "--out", "o", "--pattern", "4:2"], "4:2"),
-        (["prune", "m", "--out", "o", "--search", "lbs"], "Unknown search 'lbs'"),
+        (["prune", "m", "--out", "o", "--search", "lsb"], "Unknown search 'lsb'"),
         (["prune", "m", "--out", "o", "--method", "wanda", "--alpha", "1"], "no settings"),
         (["prune", "m", "--out", "o", "--alpha", "x"], "Invalid value for '--alpha'"),
         (["prune", "m", "--out", "o", "--alpha", "-1"], "at least 0"),
