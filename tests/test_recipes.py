@@ -128,7 +128,7 @@ def test_what_is_left_out_fits_what_is_said(words, pattern, search, allocation):
         ({"menu": "2:4"}, "belong to an allocation"),
         ({"pattern": "150%"}, "share of kept weights '150%'"),
         ({"calibration": "layervise"}, "Did you mean 'layerwise'"),
-        ({"search": "lbs"}, "Unknown search 'lbs'"),
+        ({"search": "lsb"}, "Unknown search 'lsb'"),
     ],
 )
 def test_words_that_do_not_go_together_are_refused(words, says):
