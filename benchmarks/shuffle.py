@@ -16,7 +16,7 @@ from esparse_lab import BlockShuffle, ESparse, GlobalShuffle, Pattern, collect_l
 from esparse_lab.architectures import transformer_blocks
 from esparse_lab.corpora import token_windows
 from esparse_lab.models import load_model
-from esparse_lab.permutation import retained_share, search_order
+from esparse_lab.permutation import retained_share, search_orders
 
 SEARCHES = {
     "none": None,
@@ -68,16 +68,15 @@ def main() -> None:
         for block in transformer_blocks(loaded.model)
         for group in block.groups
     ]
-    search_order(torch.cat(list(groups[0].values())), pattern, BlockShuffle())  # warm up
+    search_orders([torch.cat(list(groups[0].values()))], pattern, BlockShuffle())  # warm up
     rows = []
     for label in args.searches:
         if args.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         synchronize(args.device)
         started = time.perf_counter()
-        orders = [
-            search_order(torch.cat(list(g.values())), pattern, SEARCHES[label]) for g in groups
-        ]
+        matrices = [torch.cat(list(group.values())) for group in groups]
+        orders = search_orders(matrices, pattern, SEARCHES[label])
         synchronize(args.device)
         seconds = time.perf_counter() - started
         shares = [

@@ -55,6 +55,7 @@ _HOME = {
         "ordered_mask",
         "retained_share",
         "search_order",
+        "search_orders",
         "search_steps",
     ],
     "optimum": ["Recoverable", "optimal_order", "recoverable"],

@@ -26,7 +26,7 @@ def unavailable(device: torch.device | None = None) -> str:
 
 
 def compiled(
-    source: Path, name: str, constants: Mapping[str, int], device: int, *, shared_bytes: int = 0
+    source: Path, name: str, constants: Mapping[str, float], device: int, *, shared_bytes: int = 0
 ):
     """A kernel (`cuda.core.Kernel`) of a source with these constants; callers keep it.
 
@@ -68,11 +68,18 @@ def compiled(
 
 
 @cache
-def launch_config(grid: tuple[int, ...], threads: int, shared_bytes: int = 0):
-    """How many blocks to start, of how many threads (`cuda.core.LaunchConfig`)."""
+def launch_config(
+    grid: tuple[int, ...], threads: int, shared_bytes: int = 0, *, cooperative: bool = False
+):
+    """How many blocks to start, of how many threads (`cuda.core.LaunchConfig`).
+
+    Blocks that are cooperative all run at the same time, and so may wait for each other.
+    """
     from cuda.core import LaunchConfig
 
-    return LaunchConfig(grid=grid, block=threads, shmem_size=shared_bytes)
+    return LaunchConfig(
+        grid=grid, block=threads, shmem_size=shared_bytes, is_cooperative=cooperative
+    )
 
 
 def start(device: int, config, kernel, *arguments: int) -> None:

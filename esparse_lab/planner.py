@@ -20,7 +20,13 @@ from esparse_lab.channel_stats import LayerStats
 from esparse_lab.errors import EsparseError, InputError
 from esparse_lab.masks import Pattern
 from esparse_lab.methods import Magnitude, PruningMethod
-from esparse_lab.permutation import ChannelOrder, OrderSearch, retained_share, search_order
+from esparse_lab.permutation import (
+    ChannelOrder,
+    OrderSearch,
+    retained_share,
+    search_order,
+    search_orders,
+)
 
 How = Literal["free", "gather", "impossible"]
 
@@ -232,7 +238,7 @@ def legal_order(
     head, repeats = constraint.head, constraint.repeats
     # Heads that are ordered alike compete as rows: their kept scores add up.
     by_source = scores.view(n_rows, -1, repeats, head).permute(1, 2, 0, 3).flatten(1, 2)
-    inside = torch.stack([search_order(s, pattern, search).index for s in by_source])
+    inside = torch.stack([o.index for o in search_orders(by_source.unbind(), pattern, search)])
     starts = head * torch.arange(channels // head, device=scores.device)
     order = ChannelOrder((inside.repeat_interleave(repeats, 0) + starts[:, None]).flatten())
     if head % pattern.m and retained_share(scores, pattern, order) < retained_share(
