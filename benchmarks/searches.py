@@ -23,6 +23,7 @@ import contextlib
 import io
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -173,7 +174,10 @@ class Apex:
     def rows(self, scores: Tensor) -> Iterator[tuple[str, list[ChannelOrder], float]]:
         """Label, order and seconds of each; the matrix is copied to NumPy off the clock."""
         for label, search in self.searches.items():
-            with contextlib.redirect_stdout(io.StringIO()):
+            # It keeps its lists of permutations in the folder where it is called.
+            elsewhere = tempfile.TemporaryDirectory()
+            quiet = contextlib.redirect_stdout(io.StringIO())
+            with elsewhere as folder, contextlib.chdir(folder), quiet:
                 search(random_scores(32, 32, "cpu").numpy())
                 matrix = scores.cpu().numpy().copy()
                 begun = time.perf_counter()
