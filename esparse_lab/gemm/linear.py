@@ -105,7 +105,9 @@ class _Shape:
     columns: int
     dtype: torch.dtype
     choices: tuple[Choice, ...]
-    plans: dict[tuple, tuple[Plan | None, Tensor | None]] = field(default_factory=dict)
+    plans: dict[tuple, tuple[Plan | None, Tensor | None, Tensor | None]] = field(
+        default_factory=dict
+    )
 
     def multiply(
         self, x: Tensor, stored: Tensor | None, dense: Tensor | None, bias: Tensor | None
@@ -116,14 +118,15 @@ class _Shape:
             )
         tokens = x.shape[0]
         key = (tokens, x.device.index, None if bias is None else bias.data_ptr())
-        plan, workspace = self.plans.get(key) or self._prepare(key, tokens, x.device, bias)
+        plan, workspace, staged = self.plans.get(key) or self._prepare(key, tokens, x.device, bias)
         if plan is None:
             return F.linear(x, dense, bias)
-        x = x.contiguous()
-        padded = plan.product.tokens
-        if padded != tokens:
-            x = F.pad(x, (0, 0, 0, padded - tokens))
-        y = torch.empty(padded, self.rows, dtype=self.dtype, device=x.device)
+        if staged is None:
+            x = x.contiguous()
+        else:  # what its other rows hold does not matter
+            staged[:tokens].copy_(x)
+            x = staged
+        y = torch.empty(plan.product.tokens, self.rows, dtype=self.dtype, device=x.device)
         plan.run(
             stored.data_ptr(),
             x.data_ptr(),
@@ -133,14 +136,14 @@ class _Shape:
             _ONE_AT,
             _ZERO_AT,
         )
-        return y if padded == tokens else y[:tokens].clone()
+        return y[:tokens]
 
     def _prepare(
         self, key: tuple, tokens: int, device: torch.device, bias: Tensor | None
-    ) -> tuple[Plan | None, Tensor | None]:
+    ) -> tuple[Plan | None, Tensor | None, Tensor | None]:
         fitting = [choice for choice in self.choices if choice.tokens >= tokens]
         algorithm = (fitting or self.choices[-1:])[0].algorithm
-        made = (None, None)
+        made = (None, None, None)
         if algorithm is not None:
             if torch.cuda.is_current_stream_capturing():
                 raise EsparseError(
@@ -152,7 +155,10 @@ class _Shape:
             plan = Plan(
                 Product(self.rows, self.columns, padded, self.dtype), device, algorithm, bias
             )
-            made = plan, _workspace(device, plan.workspace_bytes)
+            staged = None
+            if padded != tokens:
+                staged = torch.zeros(padded, self.columns, dtype=self.dtype, device=device)
+            made = plan, _workspace(device, plan.workspace_bytes), staged
         self.plans[key] = made
         return made
 
