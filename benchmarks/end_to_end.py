@@ -11,14 +11,13 @@ one CUDA graph. Decode is one token a sequence with a filled KV cache.
 import argparse
 import gc
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, StaticCache
+from transformers import AutoModelForCausalLM, PreTrainedModel, StaticCache
 
 from esparse_lab.architectures import prunable_layers, transformer_blocks
 from esparse_lab.footprint import LLAMA
@@ -63,7 +62,7 @@ class Slot:
 class Step:
     """One forward as a CUDA graph: new tokens of every sequence after `positions` in its KV cache.
 
-    Each block is compiled; one compilation serves them all.
+    Blocks are compiled, once for them all.
     """
 
     def __init__(self, model: PreTrainedModel, batch: int, new: int, positions: int):
@@ -73,15 +72,15 @@ class Step:
         draw = partial(torch.randint, config.vocab_size, generator=generator, device=device)
         self.model, self.tokens, prompt = model, draw((batch, new)), draw((batch, positions))
         at = torch.arange(positions, positions + new, device=device)
-        restore_whole(blocks)
+        for number, block in enumerate(blocks):
+            block.self_attn.layer_idx = number
         if positions:
-            self.cache = StaticCache(config=config, max_cache_len=positions + new)
+            cache = StaticCache(config=config, max_cache_len=positions + new)
             with torch.inference_mode():  # in parts: a long prompt in one takes much memory
                 for part in prompt.split(256, dim=1):
-                    model(part, past_key_values=self.cache, logits_to_keep=1)
-            kept = [(layer.keys, layer.values) for layer in self.cache.layers]
+                    model(part, past_key_values=cache, logits_to_keep=1)
+            kept = [(layer.keys, layer.values) for layer in cache.layers]
         else:
-            self.cache = DynamicCache(config=config)  # stays empty: a slot takes the tokens
             size = batch, config.num_key_value_heads, new, config.head_dim
             kept = [
                 [torch.empty(size, dtype=model.dtype, device=device) for _ in range(2)]
@@ -90,7 +89,10 @@ class Step:
         with torch.inference_mode():
             # Views, since the cache's own tensors are marked to be compiled for one address each.
             slots = [Slot(k.view(k.shape), v.view(v.shape), at) for k, v in kept]
-        compile_each(blocks, slots)
+        self.blocks, self.at = list(zip(blocks, slots, strict=True)), at[None]
+        for block in blocks:  # a number of its own would be compiled for each; slots know theirs
+            block.self_attn.layer_idx = 0
+        self.block = torch.compile(run_block, dynamic=False)
 
     def capture(self) -> None:
         """Compile and capture."""
@@ -106,11 +108,18 @@ class Step:
         self.graph.replay()
 
     def forward(self) -> torch.Tensor:
-        """Logits of the last token of every sequence."""
+        """Logits of the last token of every sequence.
+
+        The model's own forward makes an attention mask while a graph is captured and none before;
+        none is needed: a prompt's attention is causal, and a new token sees all that is cached.
+        """
+        inner = self.model.model
         with torch.inference_mode():
-            return self.model(
-                self.tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1
-            ).logits
+            hidden = inner.embed_tokens(self.tokens)
+            rotary = inner.rotary_emb(hidden, position_ids=self.at)
+            for block, slot in self.blocks:
+                hidden = self.block(block, hidden, slot, rotary)
+            return self.model.lm_head(inner.norm(hidden[:, -1:]))
 
     def ms(self, replays: int = 20) -> float:
         """Median device time of a replay."""
@@ -125,30 +134,11 @@ class Step:
         return statistics.median(times)
 
 
-def compile_each(blocks: list[torch.nn.Module], slots: list[Slot]) -> None:
-    """Every block's forward becomes one compiled function of the block and its slot."""
-
-    def forward(block, hidden, slot, **given):
-        return type(block).forward(block, hidden, past_key_values=slot, **given)
-
-    compiled = torch.compile(forward, dynamic=False)
-
-    def of(block: torch.nn.Module, slot: Slot) -> Callable:
-        def run(hidden, *, past_key_values, use_cache, **given):
-            return compiled(block, hidden, slot, **given)
-
-        return run
-
-    for block, slot in zip(blocks, slots, strict=True):
-        block.self_attn.layer_idx = 0  # a number of its own would be compiled for each; slots know
-        block.forward = of(block, slot)
-
-
-def restore_whole(blocks: list[torch.nn.Module]) -> None:
-    """The model as it was before `compile_each`."""
-    for number, block in enumerate(blocks):
-        block.self_attn.layer_idx = number
-        vars(block).pop("forward", None)
+def run_block(
+    block: torch.nn.Module, hidden: torch.Tensor, slot: Slot, rotary: tuple
+) -> torch.Tensor:
+    """A block's output, [batch, new, hidden]."""
+    return block(hidden, past_key_values=slot, position_embeddings=rotary)
 
 
 def measure(model: PreTrainedModel, form: str, args: argparse.Namespace) -> tuple[list, dict]:

@@ -151,6 +151,7 @@ def _kernel(pattern: Pattern, width: int, least_gain: float, device: int):
         "BOARD_BYTES": _board_bytes(pattern, width),
     }
     kernel = device_code.compiled(_SOURCE, "block_shuffle", constants, device, shared_bytes=shared)
+    torch.cuda.synchronize(device)  # makes the device's context this thread's, if none is yet
     at_a_time = kernel.occupancy.max_active_blocks_per_multiprocessor(width, shared)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     return kernel, width, shared, at_a_time * processors
