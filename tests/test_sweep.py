@@ -321,7 +321,10 @@ def test_a_scheduler_that_goes_away_fails_no_cell(tmp_path):
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_run_that_is_stopped_keeps_what_is_done_and_goes_on(planned, home, tmp_path, stop, code):
     sweep = planned(("seeds: [0, 1]", f"seeds: {list(range(40))}"))
-    program = "from esparse_lab.cli import main; main()"
+    program = (  # where a script runs the tests in the background, they ignore SIGINT
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from esparse_lab.cli import main; main()"
+    )
     arguments = ["sweep", tmp_path / "tiny_sweep.yaml", "--out", tmp_path / "out", "--workers", "0"]
     run = subprocess.Popen([sys.executable, "-c", program, *arguments], cwd=home, stderr=-1)
     while len(list((tmp_path / "out").glob("cells/*.parquet"))) < 4:

@@ -64,19 +64,19 @@ class AlgorithmStore:
         """What was found for exactly this product, or None."""
         return self._found.get(_key(product))
 
-    def crashing(self, product: Product) -> frozenset[int]:
-        """Kernels (`Algorithm.config`) that crashed at any shape of this dtype and layout."""
+    def crashing(self, product: Product) -> frozenset[str]:
+        """Ways to multiply (`Algorithm.way`) that crashed at any shape of this dtype and layout."""
         return self._crashed.get(_kind(product), frozenset())
 
-    def put(self, product: Product, found: Found, crashed: Iterable[int] = ()) -> None:
+    def put(self, product: Product, found: Found, crashed: Iterable[str] = ()) -> None:
         """Remember a search, on disk too; a file that cannot be written is a warning."""
         # Another process may have put some since; a bad file was told of at the start.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             written, crashed_before = self._read()
         self._found = {**written, **self._found, _key(product): found}
-        for kind, configs in [*crashed_before.items(), (_kind(product), crashed)]:
-            self._crashed[kind] = self._crashed.get(kind, frozenset()).union(configs)
+        for kind, ways in [*crashed_before.items(), (_kind(product), crashed)]:
+            self._crashed[kind] = self._crashed.get(kind, frozenset()).union(ways)
         content = {
             "made_on": self.made_on,
             "found": {key: asdict(value) for key, value in sorted(self._found.items())},
@@ -87,7 +87,7 @@ class AlgorithmStore:
         except EsparseError as error:
             warnings.warn(f"The search is not kept: {error}", RuntimeWarning, stacklevel=2)
 
-    def _read(self) -> tuple[dict[str, Found], dict[str, frozenset[int]]]:
+    def _read(self) -> tuple[dict[str, Found], dict[str, frozenset[str]]]:
         try:
             written = self.path.read_bytes()
         except OSError:

@@ -16,7 +16,7 @@ import importlib.util
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -66,6 +66,13 @@ class Algorithm:
     config: int = 0
     split_k: int = 1
     split_mode: str = ""
+
+    @property
+    def way(self) -> str:
+        """What crashes together: a kernel, or a way of splitting whatever the kernel."""
+        if self.split_k == 1:
+            return f"kernel {self.config}"
+        return f"in {self.split_k}, {self.split_mode}"
 
 
 @dataclass(frozen=True)
@@ -192,9 +199,8 @@ def compress(weight: Tensor, name: str = "weight") -> Tensor:
     check_weight(weight, name)
     require_nm(weight, TWO_FOUR, name)
     weight = weight.contiguous()
-    product = Product(*weight.shape, TOKEN_MULTIPLE[weight.dtype], weight.dtype)
     with torch.cuda.device(weight.device):
-        plan = Plan(product, weight.device)
+        plan = _compressing(*weight.shape, weight.dtype, weight.device)
         size, scratch = _library().sp_mma_compressed_size(plan.handle, plan.plan)
         stored = torch.empty(size, dtype=torch.uint8, device=weight.device)
         buffer = torch.empty(max(scratch, 1), dtype=torch.uint8, device=weight.device)
@@ -204,6 +210,12 @@ def compress(weight: Tensor, name: str = "weight") -> Tensor:
         )
         torch.cuda.current_stream().synchronize()  # the buffer must outlive the kernel
     return stored
+
+
+@lru_cache(maxsize=32)
+def _compressing(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> "Plan":
+    """A plan to compress weights of one shape with; making one takes longer than compressing."""
+    return Plan(Product(rows, columns, TOKEN_MULTIPLE[dtype], dtype), device)
 
 
 class Plan:

@@ -71,16 +71,18 @@ def found(
 
 
 def _search(
-    product: Product, trials: Trials, crashing: frozenset[int]
-) -> tuple[Found, frozenset[int]]:
-    """What is fastest, and the kernels that crashed; those of `crashing` are left out."""
+    product: Product, trials: Trials, crashing: frozenset[str]
+) -> tuple[Found, frozenset[str]]:
+    """What is fastest, and the ways to multiply that crashed; those of `crashing` are left out."""
     crashed = set()
 
     def time_it(algorithm: Algorithm, at_length: bool) -> float | None:
+        if algorithm.way in crashing or algorithm.way in crashed:
+            return None
         crashes = trials.crashed
         time = trials.time(Trial(product, algorithm, at_length=at_length))
-        if trials.crashed > crashes and algorithm.split_k == 1:
-            crashed.add(algorithm.config)
+        if trials.crashed > crashes:
+            crashed.add(algorithm.way)
         return time.median if time else None
 
     dense = trials.time(Trial(product, dense=True, at_length=True))
@@ -90,8 +92,7 @@ def _search(
             "said is above."
         )
     default = trials.time(Trial(product, at_length=True))
-    candidates = [a for a in trials.algorithms(product) if a.config not in crashing]
-    best = fastest(candidates, lambda a: trials.split_versions(a, product), time_it)
+    best = fastest(trials.algorithms(product), lambda a: trials.split_versions(a, product), time_it)
     if best is None:
         raise EsparseError(
             f"No algorithm of cuSPARSELt multiplies {product} rightly. Leave this layer dense."

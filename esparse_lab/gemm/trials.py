@@ -77,7 +77,7 @@ class Trials:
     def _ask(self, question: dict) -> dict | None:
         if self._child is None:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "esparse_lab.gemm.trials", str(self.device)],
+                [sys.executable, "-W", "ignore", "-m", "esparse_lab.gemm.trials", str(self.device)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -100,11 +100,12 @@ def test_a_place_that_cannot_be_written_is_a_warning(tmp_path):
 
 def test_kernels_that_crashed_are_known_for_the_dtype_and_layout(tmp_path):
     kept = store(tmp_path / "found.json")
-    kept.put(PRODUCT, FOUND, crashed=[7, 5])
+    kept.put(PRODUCT, FOUND, crashed=["kernel 7", "in 2, ONE_KERNEL"])
     other_shape = Product(2 * PRODUCT.rows, 2 * PRODUCT.columns, 4096, PRODUCT.dtype)
-    store(tmp_path / "found.json").put(other_shape, OTHER, crashed=[9])
+    store(tmp_path / "found.json").put(other_shape, OTHER, crashed=["kernel 9"])
     for one in (kept, store(tmp_path / "found.json")):
         one.put(replace(PRODUCT, columns=4 * PRODUCT.columns), OTHER)
-        assert one.crashing(PRODUCT) == one.crashing(other_shape) == {5, 7, 9}
+        crashed = {"in 2, ONE_KERNEL", "kernel 7", "kernel 9"}
+        assert one.crashing(PRODUCT) == one.crashing(other_shape) == crashed
         assert one.crashing(replace(PRODUCT, dtype=torch.bfloat16)) == set()
         assert one.crashing(replace(PRODUCT, y_by_feature=True)) == set()
