@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=1024, help="in the KV cache at decode")
     args = parser.parse_args()
     torch._dynamo.config.recompile_limit = 64
-    run, rows, logits, choices = Run(args.name, args.out), [], {}, []
+    run, rows, logits, choices, errors = Run(args.name, args.out), [], {}, [], {}
     prefill = args.prefill.split("x")
     tokens = sorted({*args.batches, int(prefill[0]) * int(prefill[1])})
     for form in FORMS if args.forms is None else args.forms:
@@ -214,18 +214,16 @@ def main() -> None:
         more, logits[form] = measure(model, form, args)
         rows += more
         run.save_table("steps", pd.DataFrame(rows))
+        run.save_table("layers", pd.DataFrame(choices))
+        errors |= {
+            f"{form}, {phase} {batch}": float((found - exact).norm() / exact.norm())
+            for (phase, batch), exact in logits.get("dense", {}).items()
+            for found in [logits[form][phase, batch]]
+        }
+        run.finish(device=torch.cuda.get_device_name(), logits_error=errors)
         del model
         gc.collect()
         torch.cuda.empty_cache()
-    run.save_table("layers", pd.DataFrame(choices))
-    errors = {
-        f"{form}, {phase} {batch}": float((found - exact).norm() / exact.norm())
-        for form, of_form in logits.items()
-        if form != "dense" and "dense" in logits
-        for (phase, batch), found in of_form.items()
-        for exact in [logits["dense"][phase, batch]]
-    }
-    run.finish(device=torch.cuda.get_device_name(), logits_error=errors)
     steps = pd.DataFrame(rows).pivot(index=["phase", "batch"], columns="form", values="ms")
     print(steps)
     print(steps.rdiv(steps.get("dense", float("nan")), axis=0))
