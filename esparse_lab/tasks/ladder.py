@@ -19,7 +19,7 @@ from esparse_lab.tasks.harness import harness_version
 from esparse_lab.tasks.questions import TASKS, read_task
 
 DENSE = "dense"
-KEPT = "zero_shot_h100"
+KEPT = "zero_shot"
 
 
 def task_ladder(
