@@ -238,7 +238,7 @@ def pruned(
 def device_name(model: PreTrainedModel) -> str:
     """The GPU's name, or that it is a CPU and its threads."""
     if model.device.type == "cuda":
-        return torch.cuda.getdevice_name(model.device)
+        return torch.cuda.get_device_name(model.device)
     return f"CPU, {torch.get_num_threads()} threads"
 
 
