@@ -50,7 +50,6 @@ from esparse_lab import (
 from esparse_lab.architectures import transformer_blocks
 from esparse_lab.models import load_model
 from esparse_lab.permutation import ChannelOrder
-from esparse_lab.rivals import SlotAssignment
 
 IN_STEPS = "gns+lbs in steps"
 OURS = (
@@ -59,7 +58,6 @@ OURS = (
     | {"whole-matrix swaps": BlockShuffle(block=1 << 20)}
     | RIVALS
     | {"gns+lbs, one swap at once": BlockShuffle(at_once=1)}
-    | {"assignment after gns+lbs": SlotAssignment(BlockShuffle(), rounds=4)}
     | {"lbs after serpentine": BlockShuffle(start=GlobalShuffle(serpentine=True))}
 )
 CASES = ("tiny", "random1024", "random4096", "real1024", "real4096", "embedded", "llama7b")
