@@ -19,7 +19,7 @@ from tqdm import tqdm
 from esparse_lab.errors import EsparseError
 from esparse_lab.gemm import PAPER_SHAPES, GemmShape, model_shapes
 from esparse_lab.gemm.algorithms import AlgorithmStore
-from esparse_lab.gemm.cusparselt import Product, padded_tokens
+from esparse_lab.gemm.cusparselt import Product, library_version, padded_tokens
 from esparse_lab.gemm.search import found
 from esparse_lab.gemm.timing import gemm_table, time_gemm
 from esparse_lab.masks import Pattern
@@ -114,7 +114,11 @@ def main() -> None:
             f"{time.perf_counter() - before:.0f} s",
             flush=True,
         )
-    run.finish(device=timings[0].device if timings else None, left_out=left_out)
+    run.finish(
+        device=timings[0].device if timings else None,
+        left_out=left_out,
+        cusparselt=library_version(torch.device("cuda", 0)),
+    )
     if timings:
         frame = pd.DataFrame(gemm_table(timings))
         print(frame.groupby(["m", "dtype", "pattern", "kernel"]).speedup.agg(["mean", "min"]))

@@ -281,6 +281,15 @@ def recorded(name: str, table: str) -> tuple[pd.DataFrame, dict] | None:
     return pd.read_csv(path), json.loads((REFERENCE / "records" / f"{name}.json").read_text())
 
 
+def measured_on(record: dict) -> str:
+    """Device, date and PyTorch of a run record, for captions; cuSPARSELt's version where kept."""
+    library = record["facts"].get("cusparselt")
+    named = [f"cuSPARSELt {library}"] if library else []
+    return ", ".join(
+        [record["device"], record["started"][:10], f"PyTorch {record['versions']['torch']}", *named]
+    )
+
+
 def reference_ladder(prefix: str = "ladder") -> tuple[pd.DataFrame, list[dict]]:
     """A kept perplexity ladder of the embedded model, one row a recipe and calibration seed.
 

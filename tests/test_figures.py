@@ -161,6 +161,17 @@ def roofs(name="Q/K/V"):
     return pd.DataFrame(rows, columns=columns.split())
 
 
+def speedups(row="q"):
+    """Two forms of two rows and one of a third, in two panels."""
+    rows = [
+        ("1 token", row, "cusparselt 2:4", 1.5),
+        ("1 token", row, "compressed 4:8", 0.5),
+        ("1 token", "down", "compressed 4:8", 1.05),
+        ("16 tokens", row, "cusparselt 2:4", 2.0),
+    ]
+    return pd.DataFrame(rows, columns=["panel", "row", "form", "speedup"])
+
+
 def picture(**changes):
     rng = np.random.default_rng(0)
     before = rng.uniform(1, 2, (5, 8))
@@ -229,6 +240,7 @@ FRAMES = {
     F.table6_figure: terms,
     F.gemm_figure: lambda: timings().drop(columns=["pattern", "kernel", "algorithm", "speedup"]),
     F.roofline_figure: roofs,
+    F.speedup_figure: speedups,
     F.atlas_figure: lambda: timings().drop(columns=["default_ms", "floor_ms", "dense_floor_ms"]),
     F.paired_figure: paired,
     F.seeds_figure: seeds,
@@ -599,6 +611,29 @@ def test_times_are_bars_with_a_floor_a_panel_a_number_of_tokens():
     assert fig.layout.yaxis.ticktext[0] == "Q/K/V<br>64 → 32, float16"
     titles = [a.text for a in fig.layout.annotations if "tokens" in a.text]
     assert titles == ["16 tokens", "4,096 tokens"]
+
+
+def test_ratios_stand_beside_the_line_of_dense_and_under_their_floors():
+    fig = F.speedup_figure(speedups().assign(most_speedup=[1.75, 0.9, np.nan, 2.5]))
+    marks = {(t.name, t.yaxis): t for t in fig.data if t.mode == "markers+text"}
+    assert list(marks["compressed 4:8", "y"].x) == [0.5, 1.05]
+    assert [t.strip() for t in marks["compressed 4:8", "y"].text] == ["0.50", "1.05"]
+    # Words stand left of their mark, but not across the line at 1.
+    assert list(marks["compressed 4:8", "y"].textposition) == ["middle left", "middle right"]
+    above, below = marks["cusparselt 2:4", "y"].y[0], marks["compressed 4:8", "y"].y[0]
+    assert -0.5 < above < 0 < below < 0.5
+    assert above == -below
+    assert marks["compressed 4:8", "y"].y[1] == pytest.approx(1 + below)
+    floors = {t.yaxis: {x for x in t.x if x} for t in fig.data if t.name == "floor"}
+    assert floors == {"y": {1.75, 0.9}, "y2": {2.5}}
+    assert sorted(t.name for t in fig.data if t.showlegend) == [
+        *("compressed 4:8", "cusparselt 2:4", "floor")
+    ]
+    assert {(s.x0, s.x1) for s in fig.layout.shapes} == {(1, 1)}
+    assert len(fig.layout.shapes) == 2
+    # A form has one look, whichever others are drawn.
+    alone = F.speedup_figure(speedups().query("form == 'compressed 4:8'")).data[0]
+    assert alone.marker.color == marks["compressed 4:8", "y"].marker.color
 
 
 def test_a_roof_is_drawn_no_further_than_its_products_reach():

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from esparse_lab.cli import app
+from esparse_lab.sweep import kept_cells, paired_table
 from esparse_lab.tables import REFERENCE, over_seeds, reference_ladder
 
 HOME = Path(__file__).parent.parent
@@ -35,26 +36,69 @@ def test_commands_that_prune_are_understood(line, tmp_path, monkeypatch):
     assert "Did you mean 'smollm2-135m'?" in result.stderr
 
 
-def test_the_ladder_is_the_kept_one():
-    kept = over_seeds(reference_ladder()[0]).set_index(["method", "pattern", "search"])
-    rows = [
-        [cell.strip() for cell in line.strip("|\n").split("|")]
-        for line in README.splitlines()
-        if re.match(r"\| (magnitude|wanda|esparse) ", line)
+METHODS = "magnitude|wanda|esparse|ria|dass|mask_descent|sparsegpt|isc"
+EVIDENCE = README.split("## What it says so far")[1].split("### Every method")[0]
+
+
+def test_the_error_bars_are_the_kept_ones():
+    kept = pd.read_csv(REFERENCE / "tables" / "sweep_seeds.summary.csv").set_index("recipe")
+    rows = rows_of_readme(rf"({METHODS}) \|")
+    assert len(rows) == len(METHODS.split("|"))
+    assert len(kept) == 1 + len(rows) * 6
+    for method, *values in rows:
+        recipes = [f"{method} {p}{s}" for p in ("2:4", "4:8") for s in ("", ", gns", ", gns+lbs")]
+        assert values == [
+            f"{cell.perplexity:.1f}" + (f" ± {cell.spread:.1f}" if cell.seeds > 1 else "")
+            for cell in kept.loc[recipes].itertuples()
+        ]
+    assert f"dense {kept.perplexity['dense']:.1f})" in EVIDENCE
+
+
+def test_the_differences_are_the_kept_ones():
+    cells = kept_cells()
+    pairs = [
+        *(("esparse 2:4", "wanda 2:4"), ("esparse 4:8", "wanda 4:8")),
+        *(("esparse 2:4, gns+lbs", "wanda 2:4, gns+lbs"),),
+        *(("esparse 4:8, gns+lbs", "wanda 4:8, gns+lbs"),),
+        *(("wanda 2:4, gns+lbs", "wanda 2:4"), ("wanda 4:8, gns+lbs", "wanda 4:8")),
+        *(("wanda 2:4, lbs", "wanda 2:4"), ("wanda 4:8, lbs", "wanda 4:8")),
+        *(("mask_descent 2:4", "wanda 2:4"), ("mask_descent 2:4, gns+lbs", "sparsegpt 2:4")),
+        *(("mask_descent 4:8, gns+lbs", "sparsegpt 4:8"), ("sparsegpt 2:4", "wanda 2:4")),
+        *(("sparsegpt 2:4, gns+lbs", "sparsegpt 2:4"),),
+        *(("isc 2:4, gns+lbs", "sparsegpt 2:4, gns+lbs"),),
     ]
-    header = ["none", "gns", "gns+lbs"]
-    found = {
-        (method, pattern, search): value
-        for method, pattern, *values in rows
-        for search, value in zip(header, values, strict=True)
-        if value != "–"
-    }
-    assert found == {
-        key: f"{cell.perplexity:.1f} ({cell.lowest:.1f} to {cell.highest:.1f})"
-        for key, cell in kept.iterrows()
-        if key[0] != "dense"
-    }
-    assert f"Dense: {kept.perplexity['dense', '', 'none']:.1f}." in README
+    number = r"[−+][\d.]+"
+    said = re.findall(
+        rf"{number}\s\[{number}, {number}\]\s\({number} to {number}\)", EVIDENCE.replace("\n ", "")
+    )
+    assert len(said) == len(pairs)
+    for words, (recipe, baseline) in zip(said, pairs, strict=True):
+        (row,) = paired_table(cells[cells.recipe.isin([recipe, baseline])], baseline).itertuples()
+        wanted = (
+            f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}] "
+            f"({row.lowest:+.1f} to {row.highest:+.1f})"
+        )
+        assert words.replace("−", "-") == wanted, (recipe, baseline)
+
+
+def test_what_is_said_of_orders_and_alpha_is_kept():
+    sets = pd.read_csv(REFERENCE / "tables" / "proxy_truth_h200.orders.csv")
+    means = sets.groupby(["kind", "orders"]).perplexity.mean()
+    searched = means.drop("stored")
+    assert (
+        f"({searched.min():.1f} to {searched.max():.1f} for {means['stored'].item():.1f},"
+        in EVIDENCE
+    )
+    assert len(searched) == 11
+    for kind in ("output error", "score"):
+        assert f"({means[kind].min():.1f} to {means[kind].max():.1f})" in EVIDENCE
+    swept = pd.read_csv(REFERENCE / "tables" / "sweep_sensitivity.summary.csv")
+    swept = swept.set_index("recipe").perplexity
+    alphas = [f"{swept[f'esparse 2:4, alpha={alpha}']:.1f}" for alpha in ("1.0", "10.0", "30.0")]
+    assert f"({', '.join(alphas)} for {swept['esparse 2:4']:.1f})" in EVIDENCE
+    assert f"({swept['esparse 2:4, alpha=0.0']:,.0f})" in EVIDENCE
+    ladder = over_seeds(reference_ladder()[0]).set_index(["method", "pattern", "search"])
+    assert f"gave Wanda with GNS {ladder.perplexity['wanda', '2:4', 'gns']:.1f} in" in EVIDENCE
 
 
 def test_every_method_is_the_kept_one():
@@ -107,3 +151,31 @@ def test_the_comparison_with_the_authors_code_is_the_kept_one():
         assert ours == f"{row.seconds_ours:.1f} s"
         assert ratio == f"{row.times_as_fast:.1f}"
         assert perplexities == f"{row.perplexity_theirs:.1f}, {row.perplexity_ours:.1f}"
+
+
+def test_times_of_sparse_products_are_the_kept_ones():
+    times, tokens, steps = (
+        pd.read_csv(REFERENCE / "tables" / f"{name}.csv")
+        for name in ("gemm_h100.times", "gemm_few_tokens_h100.times", "end_to_end_h100.steps")
+    )
+    ms = steps.set_index(["form", "phase", "batch"]).ms
+    rows = rows_of_readme(r"(Table 5, |16 tokens, |LLaMA-7B, \w+, batch)")
+    assert len(rows) == 13
+    for what, *figures, kernel in rows:
+        form = {"cuSPARSELt": "cusparselt", "ours, compressed": "compressed"}[kernel]
+        first, *words, last = what.split(", ")
+        if first == "LLaMA-7B":
+            key = words[0], int(words[1].split()[1])
+            dense, sparse = ms["dense", *key], ms[f"{form} {last}", *key]
+        elif first == "Table 5":
+            row = times[(times.name == words[0]) & (times.dtype == last)].squeeze()
+            dense, sparse = row.dense_ms, row.sparse_ms
+        else:
+            row = tokens[(tokens.m == 16) & (tokens.n == 11008) & (tokens.pattern == last)]
+            row = row[row.kernel == form].squeeze()
+            dense, sparse = row.dense_ms, row.sparse_ms
+        assert figures == [f"{dense:.4g}", f"{sparse:.4g}", f"{dense / sparse:.2f}"]
+    calls = pd.read_csv(REFERENCE / "tables" / "call_overhead_h100.calls.csv").groupby("form")
+    least, most = calls.microseconds.min().round(), calls.microseconds.max().round()
+    assert f"CPU {least.SparseLinear:.0f} to {most.SparseLinear:.0f} µs" in README
+    assert f"path {least['torch.sparse']:.0f} to {most['torch.sparse']:.0f}" in README

@@ -19,6 +19,7 @@ from esparse_lab.figures.permutation import retained_figure, score_picture, sear
 from esparse_lab.figures.perplexity import methods_figure, perplexity_figure
 from esparse_lab.figures.plan import plan_map
 from esparse_lab.figures.search_race import proxy_figure, race_figure
+from esparse_lab.figures.speedup import speedup_figure
 from esparse_lab.figures.style import LABELS, OKABE_ITO
 from esparse_lab.figures.sweep import ratios_figure, seeds_figure
 from esparse_lab.figures.tasks import paired_figure
@@ -53,5 +54,6 @@ __all__ = [
     "search_trace_figure",
     "seeds_figure",
     "size_perplexity_figure",
+    "speedup_figure",
     "table6_figure",
 ]

@@ -75,6 +75,7 @@ LABELS: dict[str, str] = {
     "score": "score (model units)",
     "slot": "position in the matrix (index)",
     "sorted_by_norm": "position after sorting by norm (1 = largest)",
+    "speedup": "dense time over sparse time (times as fast)",
     "swaps": "swaps made (count)",
     "tflops": "reached (TFLOP/s, log scale)",
     "tokens": "tokens (count)",

@@ -73,18 +73,23 @@ class Operands:
             alpha,
         )
 
-    def dense_calls(self) -> list[Call]:
-        """The dense product by PyTorch, token by token in memory; one call a copy."""
-        x = self.x.t().contiguous() if self.product.x_by_feature else self.x
+    def dense_calls(self, tokens: int | None = None) -> list[Call]:
+        """The dense product by PyTorch, token by token in memory; one call a copy.
+
+        Args:
+            tokens: multiply the first ones alone. A product of 1 token need not take the time of
+                one of 8: cuBLAS chooses a kernel for each number.
+        """
+        x = (self.x.t().contiguous() if self.product.x_by_feature else self.x)[:tokens]
         if self.product.dtype == torch.int8:
             # cuBLAS wants more than 16 rows of integers.
-            x = x if len(x) > 16 else x.repeat(32 // len(x), 1)
+            x = x if len(x) > 16 else x.repeat(-(-32 // len(x)), 1)
             return [lambda w=w: torch._int_mm(x, w.t()) for w in self.weights]
         if self.product.dtype == torch.float8_e4m3fn:
             one = torch.ones((), device=x.device)
             scaled = {"scale_a": one, "scale_b": one, "out_dtype": self.product.out_dtype}
             return [lambda w=w: torch._scaled_mm(x, w.t(), **scaled) for w in self.weights]
-        out = torch.empty(self.product.tokens, self.product.rows, dtype=x.dtype, device=x.device)
+        out = torch.empty(len(x), self.product.rows, dtype=x.dtype, device=x.device)
         return [lambda w=w: torch.mm(x, w.t(), out=out) for w in self.weights]
 
     def compressed(self) -> list[Tensor]:
@@ -92,14 +97,26 @@ class Operands:
         stored = cusparselt.compress(self.weights[0])
         return [stored, *(stored.clone() for _ in self.weights[1:])]
 
-    def sparse_calls(self, plan: Plan, stored: list[Tensor]) -> list[Call]:
-        """The product by cuSPARSELt under a plan, into `y`; one call a copy."""
+    def sparse_calls(
+        self, plan: Plan, stored: list[Tensor], tokens: int | None = None
+    ) -> list[Call]:
+        """The product by cuSPARSELt under a plan, into `y`; one call a copy.
+
+        Args:
+            plan: of this product.
+            stored: the copies, compressed.
+            tokens: if fewer than the product's, they are first copied to their place in `x`, as a
+                `SparseLinear` must; `x` lies token by token then.
+        """
+        given = self.x[:tokens].clone() if tokens and tokens < self.product.tokens else None
         workspace = torch.zeros(
             max(plan.workspace_bytes, 16), dtype=torch.uint8, device=self.x.device
         )
         alpha = ctypes.c_float(self.alpha)
 
         def call(weight: Tensor) -> None:
+            if given is not None:
+                self.x[:tokens].copy_(given)
             plan.run(
                 weight.data_ptr(),
                 self.x.data_ptr(),

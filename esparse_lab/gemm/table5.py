@@ -117,7 +117,7 @@ def beside_table5(measured: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row a shape of the paper and dtype; columns stage, layer, m, k, n, dtype, device,
         paper_dense_ms, paper_sparse_ms, paper_percent (recomputed), dense_ms, default_ms,
-        sparse_ms, percent, paper_speedup, speedup.
+        sparse_ms, percent, paper_speedup, speedup, above_floor.
     """
     paper = table5_audit().rename(
         columns={
@@ -135,6 +135,7 @@ def beside_table5(measured: pd.DataFrame) -> pd.DataFrame:
             *("stage", "layer", "m", "k", "n", "dtype", "device"),
             *("paper_dense_ms", "paper_sparse_ms", "paper_percent"),
             *("dense_ms", "default_ms", "sparse_ms", "percent", "paper_speedup", "speedup"),
+            "above_floor",
         ]
     ]
 

@@ -17,12 +17,12 @@ from esparse_lab.gemm.cusparselt import TWO_FOUR, Plan, Product, padded_tokens
 from esparse_lab.gemm.kernel import Kernel, unavailable
 from esparse_lab.gemm.nm_linear import check_nm_product
 from esparse_lab.gemm.operands import Operands
-from esparse_lab.gemm.roofline import roofline
+from esparse_lab.gemm.roofline import least_bytes, roofline
 from esparse_lab.gemm.search import found
 from esparse_lab.gemm.shapes import GemmShape
 from esparse_lab.masks import Pattern
 from esparse_lab.models import device_of
-from esparse_lab.storage import compress, compressed_bytes
+from esparse_lab.storage import compress
 
 _SPARSE = re.compile(r"spars|sptensorop|spmma|nm_linear", re.IGNORECASE)
 
@@ -37,9 +37,11 @@ class GemmTiming:
     Attributes:
         name, m, k, n: the product; tokens, input channels, outputs.
         dtype, pattern, kernel, device: of what, by what and where.
-        dense_ms, dense_least, dense_most: PyTorch's dense product (cuBLAS), its median and spread.
+        dense_ms, dense_least, dense_most: PyTorch's dense product (cuBLAS) of these m tokens, its
+            median and spread.
         default_ms: cuSPARSELt with its own choice of algorithm; None where it has none.
-        sparse_ms, sparse_least, sparse_most: the sparse product after the search.
+        sparse_ms, sparse_least, sparse_most: the sparse product after the search; where the
+            library wants more tokens than m, with the copy of them to their place.
         floor_ms: the least time that this card's measured arithmetic and bandwidth allow the
             sparse product; `dense_floor_ms` likewise.
         dense_bytes, sparse_bytes: of the weight.
@@ -254,8 +256,8 @@ def _by_cusparselt(
     best = found([product], device, store)[product]
     operands = Operands.random(product, device, pattern)
     stored = operands.compressed()
-    calls = operands.sparse_calls(Plan(product, device, best.algorithm), stored)
-    dense, sparse = alternating_ms(operands.dense_calls(), calls)
+    calls = operands.sparse_calls(Plan(product, device, best.algorithm), stored, shape.m)
+    dense, sparse = alternating_ms(operands.dense_calls(shape.m), calls)
     operands.y.fill_(float("nan"))
     calls[0]()
     return _timing(
@@ -328,9 +330,7 @@ def _timing(
     moved = size * shape.m * shape.k + product.out_dtype.itemsize * shape.m * shape.n
     flops = 2 * shape.m * shape.k * shape.n
     ceilings = roofline(device.index)
-    least_stored = compressed_bytes(
-        shape.n, shape.k, pattern, value_bits=8 * size, index="hardware"
-    )
+    least_stored = least_bytes(shape.n, shape.k, pattern, product.dtype)
     return GemmTiming(
         shape.name,
         shape.m,

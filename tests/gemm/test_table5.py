@@ -78,14 +78,15 @@ def test_the_shapes_are_of_bloom_176b_over_eight_devices():
 def test_a_measured_table_stands_beside_its_shapes():
     shapes = [(s.m, s.k, s.n) for s in PAPER_SHAPES]
     rows = [
-        (*shape, dtype, "2:4", "cusparselt", "a card", 2.0, 4.0, 1.0, 0.5, 2.0)
+        (*shape, dtype, "2:4", "cusparselt", "a card", 2.0, 4.0, 1.0, 0.5, 2.0, 1.25)
         for shape in [*shapes[::-1], (16, 64, 64)]
         for dtype in ("float16", "bfloat16")
     ]
-    rows.append((*shapes[4], "float16", "2:4", "compressed", "a card", 9.0, None, 9.0, 0.0, 1.0))
-    columns = (
-        "m k n dtype pattern kernel device dense_ms default_ms sparse_ms latency_reduction speedup"
+    rows.append(
+        (*shapes[4], "float16", "2:4", "compressed", "a card", 9.0, None, 9.0, 0.0, 1.0, 1.5)
     )
+    columns = "m k n dtype pattern kernel device dense_ms default_ms sparse_ms latency_reduction"
+    columns += " speedup above_floor"
     both = table5.beside_table5(pd.DataFrame(rows, columns=columns.split()))
     assert len(both) == 16
     assert list(zip(both.m, both.k, both.n, strict=True))[::2] == shapes
