@@ -1,5 +1,6 @@
 """Searches for channel orders compared on the same scores, as tidy tables."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 
@@ -7,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from esparse_lab.errors import unknown
 from esparse_lab.masks import Pattern
 from esparse_lab.optimum import optimal_order, recoverable
 from esparse_lab.permutation import (
@@ -176,6 +178,70 @@ def proxy_table(
         for kind, order in orders
     ]
     return pd.DataFrame(rows, columns=["kind", "retained_share", "output_error"])
+
+
+def truth_table(sets: pd.DataFrame, against: str) -> pd.DataFrame:
+    """Sets of orders over calibration seeds, and how each differs from one of them, seed by seed.
+
+    Args:
+        sets: columns seed, kind, orders, retained_share, output_error, perplexity; a row a set and
+            seed, as from `benchmarks/proxy_truth.py`.
+        against: the set, one of `orders`, that the others are compared with.
+
+    Returns:
+        One row a set, best first: kind, orders; the means retained_share, output_error and
+        perplexity; spread (standard deviation of the perplexity, missing for one seed), lowest,
+        highest, seeds (a count); and of the perplexity less that of `against` on the same seed:
+        difference (the mean), least, most, and better (on how many seeds it is below 0).
+
+    Raises:
+        InputError: there are no such orders.
+    """
+    if against not in set(sets.orders):
+        raise unknown("set of orders", against, sets.orders.unique())
+    base = sets[sets.orders == against].set_index("seed").perplexity
+    apart = sets.assign(apart=sets.perplexity - sets.seed.map(base))
+    return (
+        apart.groupby(["kind", "orders"], sort=False)
+        .agg(
+            retained_share=("retained_share", "mean"),
+            output_error=("output_error", "mean"),
+            perplexity=("perplexity", "mean"),
+            spread=("perplexity", "std"),
+            lowest=("perplexity", "min"),
+            highest=("perplexity", "max"),
+            seeds=("seed", "nunique"),
+            difference=("apart", "mean"),
+            least=("apart", "min"),
+            most=("apart", "max"),
+            better=("apart", lambda a: int((a < 0).sum())),
+        )
+        .sort_values("perplexity")
+        .reset_index()
+    )
+
+
+def rank_table(sets: pd.DataFrame) -> pd.DataFrame:
+    """Whether the proxies rank orders as perplexity does: Spearman correlations, 1 if alike.
+
+    Args:
+        sets: as for `truth_table`.
+
+    Returns:
+        One row a seed, and one of the means over seeds, whose seed is "mean". Columns: seed;
+        retained_share and output_error (1: the set that keeps more, or errs less, always has the
+        lower perplexity); other_seeds (of this seed's perplexities with those of each other seed,
+        the mean: how far a seed's ranking is that of another; missing for "mean").
+    """
+    numbers = ["retained_share", "output_error", "perplexity"]
+    alike = sets.pivot(index="orders", columns="seed", values="perplexity").corr("spearman")
+    parts = {**dict(iter(sets.groupby("seed"))), "mean": sets.groupby("orders")[numbers].mean()}
+    rows = []
+    for seed, one in parts.items():
+        ranked = one[numbers].corr("spearman").perplexity
+        others = math.nan if seed == "mean" else alike[seed].drop(seed).mean()
+        rows.append((seed, -ranked.retained_share, ranked.output_error, others))
+    return pd.DataFrame(rows, columns=["seed", "retained_share", "output_error", "other_seeds"])
 
 
 def _energy(weight: Tensor, gram: Tensor) -> float:

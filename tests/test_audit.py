@@ -342,6 +342,16 @@ def test_the_effect_of_a_gap_is_measured_or_said_to_be_missing(tmp_path):
     assert [f.matter for f in found] == ["measured", "not measured yet", "nothing to measure"]
     # means over both files: 6 and 10
     assert found[0].recomputed == "perplexity 6 (bins 10) to 10 (bins 100), 2 values, 2 runs"
+    pd.DataFrame(
+        {"recipe": ["a, bins=1", "a"], "perplexity": [20480.4, 7], "seeds": [2, 3]}
+    ).to_csv(tmp_path / "tables" / "m.csv", index=False)
+    path.write_text(path.read_text() + '1,,,,,m.csv,perplexity,recipe,"recipe=a|a, bins=1",there\n')
+    found = [*gaps(path, tmp_path)]
+    assert [f.check for f in found] == ["gap 1", "gap 2", "gap 3"]  # a line more, no gap more
+    assert found[0].recomputed.endswith(
+        "2 runs; perplexity 7 (a) to 20,480 (a, bins=1), 2 values, means of 2 to 3 seeds"
+    )
+    assert found[0].arithmetic.endswith("measured by here, there")
     path.write_text(header + "1,bins,no,100,more,s*.csv,perplexity,binz,method=a,here\n")
     with pytest.raises(InputError, match="lacks 'binz'"):
         list(gaps(path, tmp_path))
@@ -354,6 +364,13 @@ def test_every_gap_of_the_methods_is_listed_and_some_are_measured(paper):
     plain = sweep[(sweep.form == "sum") & (sweep.norm_scale == "wanda") & (sweep.search == "none")]
     best = plain[plain.alpha > 0].perplexity.min()
     assert f"perplexity {best:.4g} (alpha 3.0)" in found.recomputed.iloc[0]
+    swept = pd.read_csv(REFERENCE / "tables" / "sweep_sensitivity.summary.csv")
+    swept = swept.set_index("recipe").perplexity
+    for pattern in ("2:4", "4:8"):
+        for alpha in ("0.0", "1.0"):
+            name = f"esparse {pattern}, alpha={alpha}"
+            written = f"{swept[name]:,.0f}" if swept[name] > 10_000 else f"{swept[name]:.4g}"
+            assert f"to {written} ({name})" in found.recomputed.iloc[0]
 
 
 def test_the_command_prints_saves_and_refuses(tmp_path):

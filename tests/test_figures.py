@@ -443,6 +443,13 @@ def test_proxies_stand_against_perplexity_where_it_was_measured():
         ("random", 0.09),
     ]
     assert [list(t.y) for t in fig.data] == [[30, 28], [90], [30, 28], [90]]
+    assert fig.layout.yaxis.type == "log"
+    assert all(t.error_y.array is None for t in fig.data)
+    over_seeds = F.proxy_figure(proxies()[:2].assign(lowest=[29, 25], highest=[34, 30]))
+    for trace in over_seeds.data:
+        assert list(trace.error_y.array) == [4, 2]
+        assert list(trace.error_y.arrayminus) == [1, 3]
+    assert over_seeds.layout.yaxis.type is None  # a narrow range
     alone = F.proxy_figure(proxies().drop(columns="perplexity"))
     assert [list(t.y) for t in alone.data] == [[0.05, 0.04], [0.09]]
 

@@ -1,5 +1,6 @@
 """Tables that compare searches, against values worked out apart from them."""
 
+import pandas as pd
 import pytest
 from oracles import layer_case
 from plain_orders import kept_score
@@ -18,7 +19,15 @@ from esparse_lab import (
     search_order,
     search_steps,
 )
-from esparse_lab.search_tables import optimality_table, proxy_table, search_race, search_trace
+from esparse_lab.errors import InputError
+from esparse_lab.search_tables import (
+    optimality_table,
+    proxy_table,
+    rank_table,
+    search_race,
+    search_trace,
+    truth_table,
+)
 
 PATTERN = Pattern(2, 4)
 SEARCHES = {"none": None, "gns": GlobalShuffle(), "gns+lbs": BlockShuffle(block=12)}
@@ -88,3 +97,38 @@ def test_proxies_are_those_of_the_orders():
     assert last.output_error == pytest.approx(float(lost), rel=1e-4)
     assert last.retained_share == pytest.approx(retained_share(scores, PATTERN, order))
     assert table[table.kind == "random"].retained_share.is_unique
+
+
+def sets_of_orders():
+    """Three sets on two seeds; perplexity follows what is kept on seed 0, what errs on seed 1."""
+    rows = [
+        (0, "score", "a", 0.7, 0.3, 30.0),
+        (0, "score", "b", 0.8, 0.1, 20.0),
+        (0, "error", "c", 0.9, 0.2, 10.0),
+        (1, "score", "a", 0.7, 0.3, 33.0),
+        (1, "score", "b", 0.8, 0.1, 12.0),
+        (1, "error", "c", 0.9, 0.2, 18.0),
+    ]
+    names = ["seed", "kind", "orders", "retained_share", "output_error", "perplexity"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def test_sets_of_orders_are_compared_seed_by_seed():
+    table = truth_table(sets_of_orders(), "b").set_index("orders")
+    assert list(table.index) == ["c", "b", "a"]  # means 14, 16, 31.5
+    c = table.loc["c"]
+    assert (c.perplexity, c.lowest, c.highest, c.seeds) == (14, 10, 18, 2)
+    assert c.spread == pytest.approx(32**0.5)
+    assert (c.difference, c.least, c.most, c.better) == (-2, -10, 6, 1)
+    assert (table.better["a"], table.better["b"], table.most["b"]) == (0, 0, 0)
+    with pytest.raises(InputError, match="Unknown set of orders 'd'"):
+        truth_table(sets_of_orders(), "d")
+
+
+def test_proxies_and_seeds_rank_as_the_hand_does():
+    ranks = rank_table(sets_of_orders()).set_index("seed")
+    # Of three ranks, 1 - (sum of squared differences) / 4.
+    assert ranks.retained_share.to_dict() == pytest.approx({0: 1, 1: 0.5, "mean": 1})
+    assert ranks.output_error.to_dict() == pytest.approx({0: 0.5, 1: 1, "mean": 0.5})
+    assert ranks.other_seeds[[0, 1]].tolist() == pytest.approx([0.5, 0.5])
+    assert pd.isna(ranks.other_seeds["mean"])

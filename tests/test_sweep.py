@@ -26,18 +26,24 @@ from esparse_lab.errors import EsparseError
 from esparse_lab.models import embedded_model_folder, load_model
 from esparse_lab.sweep import (
     SweepOutcome,
+    ablation_table,
+    kept_cells,
     load_cells,
     load_failures,
     missing_jobs,
     paired_bootstrap,
     paired_table,
+    parts_table,
     read_sweep,
+    recorded,
     recorded_cells,
     run_sweep,
     summary_table,
+    unmeasured,
 )
 from esparse_lab.sweep.execution import DeadWorker, call_each, cores, processes_that_fit
-from esparse_lab.tables import HOME, reference_ladder
+from esparse_lab.sweep.plan import hashed
+from esparse_lab.tables import HOME, REFERENCE, reference_ladder
 
 pytest.importorskip("distributed")
 
@@ -483,6 +489,96 @@ def test_recorded_ladders_are_cells_without_losses():
     assert (paired.lowest["ria 2:4, gns"], paired.seeds["ria 2:4, gns"]) == (apart.min(), 3)
     assert paired[["low", "high", "ratio_low", "ratio_high"]].isna().all(axis=None)
     assert recorded_cells("nothing").empty
+
+
+def test_kept_sweeps_are_cells_with_losses(planned, monkeypatch, tmp_path):
+    cells = kept_cells()
+    assert cells.key.is_unique
+    run_sweep(planned(), tmp_path / "out", workers=0)
+    assert set(cells) == set(load_cells(tmp_path / "out"))
+    assert not cells.duplicated(["provenance", "recipe", "calibration_text", "seed"]).any()
+    for cell in cells.itertuples():
+        about = json.loads(cell.about)
+        assert hashed(about) == cell.key
+        assert np.exp(np.asarray(cell.nll, float).mean()) == pytest.approx(cell.perplexity)
+    for name in ("seeds", "ablation", "sensitivity"):
+        kept = pd.read_csv(REFERENCE / "tables" / f"sweep_{name}.summary.csv").set_index("recipe")
+        found = summary_table(cells[cells.recipe.isin(kept.index)]).set_index("recipe")
+        columns = ["perplexity", "spread", "seeds"]
+        pd.testing.assert_frame_equal(
+            found.loc[kept.index, columns], kept[columns], check_index_type=False
+        )
+    monkeypatch.setattr(recorded, "REFERENCE", tmp_path)
+    pd.testing.assert_frame_equal(kept_cells(), recorded_cells())
+
+
+def test_what_a_sweep_still_lacks(planned, tmp_path):
+    run_sweep(planned(("seeds: [0, 1]", "seeds: [0]"), ("dense", "ria")), tmp_path, workers=0)
+    planned()
+    lacking = unmeasured(tmp_path / "tiny_sweep.yaml", load_cells(tmp_path))
+    # Dense was not asked for there, and Wanda on the first seed alone.
+    assert dict(zip(lacking.recipe, lacking.seeds, strict=True)) == {
+        "dense": "",
+        "wanda 2:4": "1",
+        "wanda 4:8": "1",
+    }
+    run_sweep(planned(), tmp_path, workers=0)
+    assert unmeasured(tmp_path / "tiny_sweep.yaml", load_cells(tmp_path)).empty
+
+
+def parts_cells():
+    """Perplexities that are products of what each part does, on two seeds and one window."""
+    factor = {"esparse": 0.9, "wanda": 1.0}
+    search = {"none": 1.0, "gns": 0.8, "lbs": 0.7, "gns+lbs": 0.5}
+    about = json.dumps(dict.fromkeys(("model", "evaluation", "versions", "source")))
+    rows = (
+        {
+            **{"model": "m", "evaluation": "e", "calibration_text": "c", "provenance": "p"},
+            **{"recipe": f"{m} 2:4" + f", {s}" * (s != "none"), "pattern": "2:4", "about": about},
+            **{"seed": seed, "perplexity": 100 * (seed + 1) * factor[m] * search[s]},
+            **{"nll": [np.log(100 * (seed + 1) * factor[m] * search[s])]},
+            **{"retained_share": 0.5, "prune_seconds": 1.0, "peak_memory_gib": 1.0},
+        }
+        for m in factor
+        for s in search
+        for seed in (0, 1)
+    )
+    return pd.DataFrame(rows)
+
+
+def test_parts_stand_alone_and_are_left_out():
+    table = ablation_table(parts_cells()).set_index("parts")
+    assert dict(zip(table.index, table.perplexity, strict=True)) == pytest.approx(
+        {
+            "norm alone (Wanda)": 150,
+            "entropy alone": 135,
+            "GNS alone": 120,
+            "LBS alone": 105,
+            "all but LBS": 108,
+            "all but GNS": 94.5,
+            "all but entropy": 75,
+            "all (E-Sparse)": 67.5,
+        }
+    )
+    cells = parts_cells()
+    assert len(ablation_table(cells[cells.recipe.str.contains("wanda")])) == 4
+    assert ablation_table(cells.assign(recipe="dense", pattern="")).empty
+
+
+def test_each_part_is_compared_with_the_same_without_it():
+    parts = parts_table(parts_cells(), draws=10)
+    ratios = parts.set_index(["part", "beside"]).ratio
+    assert len(ratios) == 12
+    assert ratios["entropy"].tolist() == pytest.approx([0.9] * 4)
+    assert ratios["GNS"].to_dict() == pytest.approx(
+        {"norm": 0.8, "entropy": 0.8, "LBS": 5 / 7, "entropy + LBS": 5 / 7}
+    )
+    assert ratios["LBS", "entropy + GNS"] == pytest.approx(5 / 8)
+    one = parts[(parts.part == "LBS") & (parts.beside == "norm")].iloc[0]
+    assert (one.baseline, one.recipe) == ("wanda 2:4", "wanda 2:4, lbs")
+    assert (one.lowest, one.highest) == pytest.approx((-60, -30))
+    cells = parts_cells()
+    assert parts_table(cells[cells.recipe == "wanda 2:4"]).empty
 
 
 def test_without_dask_the_way_out_is_named(monkeypatch):

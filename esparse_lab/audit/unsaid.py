@@ -90,22 +90,27 @@ def dense_in_less_memory(printed: Printed) -> Iterator[Finding]:
 
 
 def gaps(path: Path, reference: Path) -> Iterator[Finding]:
-    """The choices that the paper leaves open, with their effect where a table here measures it."""
+    """The choices that the paper leaves open, with their effect where a table here measures it.
+
+    Further lines of a gap hold its number and another measurement alone.
+    """
     if not path.is_file():
         return
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     if [*frame] != GAP_COLUMNS:
         raise InputError(f"{path} has the columns {[*frame]}, expected {GAP_COLUMNS}.")
-    for gap in frame.itertuples(index=False):
-        effect = _effect(gap, reference)
+    for number, lines in frame.groupby("gap", sort=False):
+        gap, *_ = lines.itertuples(index=False)
+        effects = {line: _effect(line, reference) for line in lines.itertuples(index=False)}
+        measured = {line.shown_in: None for line, effect in effects.items() if effect}
         matter = "not measured yet" if gap.option else "nothing to measure"
         yield Finding(
-            *("unsaid", "measured" if effect else matter, f"gap {gap.gap}", "the text"),
+            *("unsaid", "measured" if measured else matter, f"gap {number}", "the text"),
             gap.subject,
             f"{gap.silence}. Here: {gap.here}"
             + (f"; else {gap.option}" if gap.option else "")
-            + (f"; measured by {gap.shown_in}" if effect else ""),
-            recomputed=effect,
+            + (f"; measured by {', '.join(measured)}" if measured else ""),
+            recomputed="; ".join(filter(None, effects.values())),
         )
 
 
@@ -127,6 +132,14 @@ def _effect(gap, reference: Path) -> str:
     means = cells[gap.quantity].astype(float).groupby(cells[gap.vary]).mean().sort_values()
     if len(means) < 2:
         return ""
-    ends = (f"{means.iloc[i]:.4g} ({gap.vary} {means.index[i]})" for i in (0, -1))
+    choice = "" if gap.vary == "recipe" else f"{gap.vary} "
+    ends = (f"{_plain(means.iloc[i])} ({choice}{means.index[i]})" for i in (0, -1))
     runs = f", {len(paths)} runs" if len(paths) > 1 else ""
+    if "seeds" in cells:
+        counts = cells.seeds.astype(int)
+        runs = f", means of {' to '.join(map(str, sorted({counts.min(), counts.max()})))} seeds"
     return f"{gap.quantity.replace('_', ' ')} {' to '.join(ends)}, {len(means)} values{runs}"
+
+
+def _plain(number: float) -> str:
+    return f"{number:.4g}" if number < 10_000 else f"{number:,.0f}"

@@ -94,7 +94,8 @@ def proxy_figure(frame: pd.DataFrame, *, title: str = "", caption: str = "") -> 
 
     Args:
         frame: columns kind (how the order was found), retained_share (0 to 1), output_error (0 to
-            1) and perhaps perplexity. With it, both proxies stand against it in two panels.
+            1) and perhaps perplexity. With it, both proxies stand against it in two panels; with
+            columns lowest and highest a bar from the one to the other is drawn.
         title: the finding.
         caption: the line under the figure.
 
@@ -114,6 +115,14 @@ def proxy_figure(frame: pd.DataFrame, *, title: str = "", caption: str = "") -> 
                 x=one[x],
                 y=one[y],
                 mode="markers",
+                error_y={
+                    "array": one["highest"] - one[y],
+                    "arrayminus": one[y] - one["lowest"],
+                    "thickness": 1.2,
+                    "width": 3,
+                }
+                if {y, "lowest", "highest"} <= {"perplexity", *one}
+                else None,
                 marker={
                     "color": OKABE_ITO[look],
                     "symbol": SYMBOLS[look],
@@ -133,7 +142,11 @@ def proxy_figure(frame: pd.DataFrame, *, title: str = "", caption: str = "") -> 
         if i == 0:
             figure.update_yaxes(title_text=LABELS[y], **at)
     if "perplexity" in frame:
-        figure.update_yaxes(**log_axis(frame["perplexity"]))
+        drawn = frame[[c for c in ("perplexity", "lowest", "highest") if c in frame]].to_numpy()
+        if drawn.max() < 2 * drawn.min():  # a logarithm would look the same, with fewer ticks
+            figure.update_yaxes(title_text=LABELS["perplexity"].replace(", log scale", ""), col=1)
+        else:
+            figure.update_yaxes(**log_axis(drawn.ravel()))
     else:
         figure.update_yaxes(tickformat=".3~%")
     return finish(figure, title=title, caption=caption, plot_height=400)

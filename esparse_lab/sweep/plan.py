@@ -207,6 +207,23 @@ def read_sweep(path: str | Path) -> Sweep:
     return Sweep(name, baseline, tuple(jobs))
 
 
+def planned_draws(path: str | Path) -> list[tuple[str, int | None]]:
+    """Label and calibration seed of every recipe of a sweep file; no model or text is looked at.
+
+    The seed is None for a recipe that reads no calibration text.
+
+    Raises:
+        InputError: the file is no mapping, or a recipe of it is none.
+    """
+    given = _mapping(_yaml(Path(path)), "sweep", str(path))
+    draws = []
+    for recipe in dict.fromkeys(_recipes(given, Path(path))):
+        reads = recipe is not None and recipe.reads_tokens
+        label = DENSE if recipe is None else recipe_label(recipe)
+        draws += [(label, seed) for seed in (given.get("seeds", [0]) if reads else [None])]
+    return draws
+
+
 def without_pattern(label: str) -> str:
     """A recipe's label for any pattern.
 

@@ -1,12 +1,39 @@
-"""Ladders that were kept before there were sweeps, as cells: without the losses of windows."""
+"""Cells that were measured once on larger hardware and are kept with the code."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 
 from esparse_lab.result_cache import COMPUTING
-from esparse_lab.sweep.plan import DENSE, hashed, text_words
-from esparse_lab.tables import reference_ladder
+from esparse_lab.sweep.plan import DENSE, hashed, planned_draws, text_words
+from esparse_lab.tables import REFERENCE, reference_ladder
+
+
+def kept_cells() -> pd.DataFrame:
+    """The cells of the kept sweeps, as from `load_cells`; those of a kept ladder where none are."""
+    path = REFERENCE / "tables" / "sweeps.cells.parquet"
+    return pd.read_parquet(path) if path.is_file() else recorded_cells()
+
+
+def unmeasured(path: str | Path, cells: pd.DataFrame) -> pd.DataFrame:
+    """What a sweep file asks for and cells lack, one row a recipe.
+
+    Recipes and seeds are looked at, not models and texts, so cells should be of one model and text.
+
+    Columns: recipe, seeds (those without a cell, as text; empty for a recipe that reads no text).
+
+    Raises:
+        InputError: the file is no sweep.
+    """
+    have = {(c.recipe, None if pd.isna(c.seed) else int(c.seed)) for c in cells.itertuples()}
+    lacking: dict[str, list[str]] = {}
+    for draw in planned_draws(path):
+        if draw not in have:
+            recipe, seed = draw
+            lacking.setdefault(recipe, []).extend([] if seed is None else [str(seed)])
+    rows = [(recipe, ", ".join(seeds)) for recipe, seeds in lacking.items()]
+    return pd.DataFrame(rows, columns=["recipe", "seeds"])
 
 
 def recorded_cells(prefix: str = "methods_seed") -> pd.DataFrame:
