@@ -68,6 +68,7 @@ _HOME = {
     "sensitivity": ["hessian_traces", "outlier_shares"],
     "storage": ["Compressed", "compress", "require_nm"],
     "tasks": ["paired_difference", "task_scores", "zero_shot"],
+    "tuning": ["BlockTuning"],
 }
 """Which module each public name lives in."""
 

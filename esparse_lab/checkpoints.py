@@ -151,6 +151,7 @@ def describe(
         "search": repr(recipe.search),
         "calibration": recipe.calibration,
         "reconstruct": repr(recipe.reconstruct),
+        "tuning": repr(recipe.tuning),
         "allocation": repr(recipe.allocation),
         "orders": recipe.orders,
     }

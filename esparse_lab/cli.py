@@ -199,6 +199,14 @@ def prune(
             "--reconstruct/--no-reconstruct", help="Solve for the kept weights of the final mask."
         ),
     ] = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune/--no-tune",
+            help="Move the kept weights of every finished block towards the dense block's output; "
+            "slow without a GPU.",
+        ),
+    ] = False,
     calibration: Annotated[
         str,
         typer.Option(
@@ -297,6 +305,7 @@ def prune(
         target=target,
         menu=menu,
         orders=orders,
+        tune=tune,
     )
     if activations is not None and not stream:
         raise InputError("--activations belongs to --stream: add that, or leave it out.")

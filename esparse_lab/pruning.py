@@ -27,6 +27,7 @@ from esparse_lab.permutation import ChannelOrder, OrderSearch
 from esparse_lab.planner import Constraint, OrderPlan, legal_order, order_plans
 from esparse_lab.reconstruction import Reconstruction
 from esparse_lab.residual_stream import stream_order
+from esparse_lab.tuning import BlockTuning
 from esparse_lab.twin import DenseTwin, matched_stats
 
 Calibration = Literal["sequential", "dense", "layerwise", "matched"]
@@ -56,6 +57,8 @@ class Recipe:
             model has in the layer's place (without it, the same as layerwise).
         reconstruct: solves for the kept weights of the mask; None leaves them as the method does.
         allocation: gives each layer a sparsity of its own; None gives all of them `pattern`.
+        tuning: moves the kept weights of each finished block towards the dense model's output; None
+            leaves them. Wants inputs that pruned blocks made: any calibration but "dense".
         orders: which channel orders may be searched. "mask" takes any: the mask is N:M after the
             permutation alone. "legal" takes those that `fold` can store the weights in, with a
             gather after norms; "free" those that need no gather, so other layers keep theirs;
@@ -69,12 +72,18 @@ class Recipe:
     reconstruct: Reconstruction | None = None
     allocation: Allocation | None = None
     orders: Orders = "mask"
+    tuning: BlockTuning | None = None
 
     def __post_init__(self) -> None:
         if self.calibration not in get_args(Calibration):
             raise unknown("calibration", self.calibration, get_args(Calibration))
         if self.orders not in get_args(Orders):
             raise unknown("orders", self.orders, get_args(Orders))
+        if self.tuning is not None and self.calibration == "dense":
+            raise InputError(
+                "Tuning reads what the pruned blocks before a block make of the text, and "
+                "calibration='dense' never runs them. Take another calibration."
+            )
         # What DaSS takes from outputs is why its groups run along them.
         if (
             self.orders != "mask"
@@ -97,7 +106,7 @@ class Recipe:
     def needs(self) -> Needs | None:
         """What must be measured on calibration text, or None for nothing."""
         if self.reconstruct is None:
-            return self.method.needs
+            return self.method.needs or (None if self.tuning is None else Needs())
         return replace(self.method.needs or Needs(), gram=True)
 
     @property
@@ -229,9 +238,14 @@ def check_tokens_given(tokens: Tensor | None, recipe: Recipe) -> None:
 
 
 def twin_of(walk: BlockWalk | None, recipe: Recipe) -> DenseTwin | None:
-    """The dense model's run beside `walk`, where the recipe matches layers to it."""
-    matched = recipe.calibration == "matched" and recipe.reconstruct is not None
-    return DenseTwin.of(walk) if walk is not None and matched else None
+    """The dense model's run beside `walk`, where the recipe compares with it."""
+    wanted = matches_layers(recipe) or recipe.tuning is not None
+    return DenseTwin.of(walk) if walk is not None and wanted else None
+
+
+def matches_layers(recipe: Recipe) -> bool:
+    """Whether layers aim at what the dense model has in their place."""
+    return recipe.calibration == "matched" and recipe.reconstruct is not None
 
 
 def layer_sparsities(
@@ -270,15 +284,17 @@ def prune_block(
         numbers = (number,)
         if group.name in plans and group.name not in orders:
             numbers = plans[group.name].numbers
-        if twin is not None:
+        if twin is not None and matches_layers(recipe):
             of_groups = [matched_stats(walk, twin, index, n, recipe.needs) for n in numbers]
             stats = dict(ChainMap(*of_groups))
         elif walk is not None and by_layer:
             stats = block_stats(walk, index, recipe.needs, numbers=numbers)
         mates = [block.groups[n] for n in numbers]
         pruned += _prune_group(group, mates, stats, recipe, sparsities, plans, orders)
-    if more and twin is not None:
+    if twin is not None and (more or recipe.tuning is not None):
         twin.advance(index)
+    if recipe.tuning is not None:
+        recipe.tuning.tune(walk, index, twin.walk.hidden)
     if more and recipe.calibration != "dense":
         walk.advance(index)
     if walk is not None and (unseen := [p.name for p in pruned if not p.n_tokens]):

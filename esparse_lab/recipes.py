@@ -11,6 +11,7 @@ from esparse_lab.permutation import SEARCHES, BlockShuffle, OrderSearch
 from esparse_lab.pruning import Calibration, Orders, Recipe, can_be_ordered
 from esparse_lab.reconstruction import Reconstruction
 from esparse_lab.rivals import RIVALS
+from esparse_lab.tuning import BlockTuning
 
 BEST_SEARCH = "gns+lbs"
 READERS = {
@@ -43,6 +44,7 @@ def recipe_label(recipe: Recipe) -> str:
     parts += [f"{name}={v}" for name, v in flat_settings(method).items() if v != defaults[name]]
     parts += [search_name(recipe.search)] if recipe.search is not None else []
     parts += ["reconstruct"] if recipe.reconstruct is not None else []
+    parts += ["tuned"] if recipe.tuning is not None else []
     parts += [f"calibration {recipe.calibration}"] if recipe.calibration != "sequential" else []
     parts += [repr(recipe.allocation)] if recipe.allocation is not None else []
     parts += [f"orders {recipe.orders}"] if recipe.orders != "mask" else []
@@ -101,6 +103,7 @@ def recipe_of(
     target: float | None = None,
     menu: str | None = None,
     orders: Orders = "mask",
+    tune: bool = False,
 ) -> Recipe:
     """A recipe from the words of the command line.
 
@@ -116,6 +119,7 @@ def recipe_of(
         target: share of the weights that an allocation keeps; without it that of `pattern`.
         menu: what an allocation may give to a layer; without it unstructured shares.
         orders: which channel orders may be searched; see `Recipe`.
+        tune: move the kept weights of each block towards the dense model's output.
 
     Raises:
         InputError: for words that are not known or do not go together.
@@ -144,7 +148,10 @@ def recipe_of(
         if can_be_ordered(sparsity, spread):
             search = BEST_SEARCH if _holds_groups(SEARCHES[BEST_SEARCH], sparsity) else "gns"
     solver = Reconstruction() if reconstruct else None
-    recipe = Recipe(method, sparsity, named_search(search), calibration, solver, spread, orders)
+    tuning = BlockTuning() if tune else None
+    recipe = Recipe(
+        method, sparsity, named_search(search), calibration, solver, spread, orders, tuning
+    )
     if not _holds_groups(recipe.search, sparsity):
         raise InputError(
             f"The search {search!r} shuffles inside blocks of {recipe.search.block} channels, "

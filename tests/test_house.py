@@ -21,7 +21,7 @@ ROOMS = [
     ["storage"],
     ["capture", "curvature"],
     ["device_code"],
-    ["methods", "reconstruction", "twin", "pairwise", "shuffle_kernel"],
+    ["methods", "reconstruction", "tuning", "twin", "pairwise", "shuffle_kernel", "gathered_norm"],
     ["permutation", "budget", "sensitivity", "allocation"],
     ["rivals", "optimum"],
     ["planner"],

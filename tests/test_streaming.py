@@ -11,6 +11,7 @@ from tiny_models import random_model
 from transformers import AutoModelForCausalLM
 
 from esparse_lab import (
+    BlockTuning,
     ESparse,
     EsparseError,
     GlobalShuffle,
@@ -31,6 +32,7 @@ from esparse_lab import (
 
 PATTERN = Pattern(2, 4)
 RECIPE = Recipe(ESparse(), PATTERN, GlobalShuffle())
+TUNED = Recipe(Wanda(), PATTERN, tuning=BlockTuning(epochs=2))
 MATCHED = Recipe(MaskDescent(), PATTERN, calibration="matched", reconstruct=Reconstruction())
 
 
@@ -69,7 +71,7 @@ def test_streamed_equals_in_memory(model_type, tokens, tmp_path):
     assert not (tmp_path / "out.partial").exists()
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, MATCHED], ids=["sequential", "matched"])
+@pytest.mark.parametrize("recipe", [RECIPE, MATCHED, TUNED], ids=["sequential", "matched", "tuned"])
 @pytest.mark.parametrize("activations", ["cpu", "disk"])
 def test_where_activations_live_changes_nothing(source, tokens, tmp_path, activations, recipe):
     stream(source, tmp_path / "here", tokens, recipe)
@@ -88,6 +90,7 @@ def test_where_activations_live_changes_nothing(source, tokens, tmp_path, activa
         RECIPE,
         Recipe(Wanda(), PATTERN, calibration="dense"),
         MATCHED,
+        TUNED,
         Recipe(Magnitude(), PATTERN),
     ],
 )

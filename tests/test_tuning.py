@@ -1,0 +1,139 @@
+"""Tuning by its laws: masks stay, the block comes nearer to the dense one, nothing else moves."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import TINY_CONFIGS, random_model
+
+from esparse_lab import InputError, Magnitude, Pattern, Recipe, Wanda, prune_model
+from esparse_lab.architectures import transformer_blocks
+from esparse_lab.capture import BlockWalk
+from esparse_lab.errors import EsparseError
+from esparse_lab.tuning import BlockTuning
+
+TWO_FOUR = Pattern(2, 4)
+PLAIN = Recipe(Wanda(), TWO_FOUR)
+TUNED = replace(PLAIN, tuning=BlockTuning(epochs=4))
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(1, 256, (6, 24), generator=torch.Generator().manual_seed(5))
+
+
+def pruned(model_type, tokens, recipe):
+    model = random_model(model_type)
+    return model, prune_model(model, tokens, recipe, progress=False)
+
+
+def end(model, tokens):
+    """What the last block returns."""
+    seen = []
+    hook = transformer_blocks(model)[-1].module.register_forward_hook(
+        lambda _module, _args, out: seen.append(out[0] if isinstance(out, tuple) else out)
+    )
+    with torch.no_grad(), hook:
+        model(tokens, use_cache=False)
+    return seen[0]
+
+
+def distance(one, other):
+    """|one - other|^2 / |other|^2 of a token, averaged over tokens, in float64."""
+    one, other = one.double(), other.double()
+    return float(((one - other) ** 2).sum(-1).div((other**2).sum(-1)).mean())
+
+
+@pytest.mark.parametrize("model_type", TINY_CONFIGS)
+def test_masks_stay_and_the_last_block_comes_nearer(model_type, tokens):
+    plain, layers = pruned(model_type, tokens, PLAIN)
+    tuned, same_layers = pruned(model_type, tokens, TUNED)
+    dense = random_model(model_type)
+    ends = [end(m, tokens) for m in (plain, tuned, dense)]
+    assert distance(ends[1], ends[2]) < 0.95 * distance(ends[0], ends[2])
+    weights = dict(tuned.named_parameters())
+    of_plain = dict(plain.named_parameters())
+    prunable = {
+        name: layer for block in transformer_blocks(tuned) for name, layer in block.layers.items()
+    }
+    for layer in same_layers:
+        weight = prunable[layer.name].weight
+        assert not weight[~layer.mask].any(), layer.name
+    # Only matrices that were pruned have moved: no norm, bias, embedding or router.
+    moved = {name for name, w in weights.items() if not torch.equal(w, of_plain[name])}
+    touched = {layer.weight.untyped_storage().data_ptr() for layer in prunable.values()}
+    assert moved
+    assert all(weights[n].untyped_storage().data_ptr() in touched for n in moved)
+    assert all(weights[n].dim() > 1 for n in moved)
+    # The first block reads the same in both, and so its masks are the same.
+    first = transformer_blocks(plain)[0].layers
+    for one, other in zip(layers, same_layers, strict=True):
+        if one.name in first:
+            assert torch.equal(one.mask, other.mask)
+
+
+def test_a_single_weight_goes_where_calculus_says(tokens):
+    """The block adds w to one channel and nothing else, so the loss is a parabola in w."""
+    model = random_model("opt")
+    block = transformer_blocks(model)[0]
+    mlp_in, mlp_out = block.module.fc1, block.module.fc2
+    with torch.no_grad():
+        for layer in block.layers.values():
+            layer.weight.zero_()
+        mlp_in.bias[7] = 1.0
+        mlp_out.weight[3, 7] = 0.02
+    walk = BlockWalk.start(model, tokens)
+    hidden = torch.cat(walk.hidden).double()
+    aim = hidden.clone()
+    aim[..., 3] += 0.1 + 0.1 * torch.rand(aim.shape[:2], generator=torch.Generator().manual_seed(1))
+    share = 1 / aim.square().sum(-1)
+    foot = float((share * (aim - hidden)[..., 3]).sum() / share.sum())
+    aims = list(aim.float().split([len(batch) for batch in walk.hidden]))
+    before, after = BlockTuning(epochs=300, rate=0.1).tune(walk, 0, aims)
+    assert mlp_out.weight.count_nonzero() == 1
+    assert float(mlp_out.weight[3, 7].detach()) == pytest.approx(foot, rel=5e-3)
+    moved, still = hidden.clone(), hidden.clone()
+    moved[..., 3] += foot
+    still[..., 3] += 0.02
+    assert before == pytest.approx(distance(still, aim), rel=1e-4)
+    assert after == pytest.approx(distance(moved, aim), rel=1e-4)
+
+
+def test_what_does_not_help_is_not_taken(tokens):
+    """At the dense block itself nothing can be won: not one bit changes."""
+    model = random_model("llama")
+    walk = BlockWalk.start(model, tokens)
+    aims = [walk.run_batch(0, number) for number in range(len(walk.hidden))]
+    weights = {name: p.clone() for name, p in model.named_parameters()}
+    before, after = BlockTuning(epochs=2).tune(walk, 0, aims)
+    assert before == after < 1e-10
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+
+
+def test_a_method_without_statistics_is_tuned_too(tokens):
+    dense, model = random_model("llama"), random_model("llama")
+    prune_model(model, tokens, Recipe(Magnitude(), TWO_FOUR), progress=False)
+    tuned, _ = pruned("llama", tokens, Recipe(Magnitude(), TWO_FOUR, tuning=BlockTuning(4)))
+    ends = [end(m, tokens) for m in (model, tuned, dense)]
+    assert distance(ends[1], ends[2]) < 0.95 * distance(ends[0], ends[2])
+
+
+def test_it_is_the_same_every_time(tokens):
+    one, other = (pruned("llama", tokens, TUNED)[0] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_a_step_too_large_is_told(tokens):
+    with pytest.raises(EsparseError, match="smaller rate than 1e\\+30"):
+        pruned("llama", tokens, replace(PLAIN, tuning=BlockTuning(epochs=2, rate=1e30)))
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 0}, {"rate": 0.0}, {"rate": float("nan")}])
+def test_settings_that_do_nothing_are_refused(settings):
+    with pytest.raises(InputError, match="expected at least 1 and above 0"):
+        BlockTuning(**settings)
+
+
+def test_the_dense_models_own_inputs_are_refused():
+    with pytest.raises(InputError, match="Take another calibration"):
+        replace(TUNED, calibration="dense")
