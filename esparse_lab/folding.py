@@ -15,28 +15,11 @@ from transformers import PreTrainedModel
 from esparse_lab.architectures import transformer_blocks
 from esparse_lab.blocks import LINEAR
 from esparse_lab.errors import InputError, unknown
+from esparse_lab.gathered_norm import GatheredNorm
 from esparse_lab.permutation import ChannelOrder
 from esparse_lab.planner import OrderPlan, order_plans
 from esparse_lab.pruning import PrunedLayer
 from esparse_lab.residual_stream import stream_readers
-
-
-class GatheredNorm(nn.Module):
-    """A norm whose output channels are reordered: `out[..., k] = norm(x)[..., index[k]]`.
-
-    Attributes:
-        norm: the norm as it was.
-        index: a buffer, int64 [channel]; saved with the model.
-    """
-
-    def __init__(self, norm: nn.Module, index: Tensor):
-        super().__init__()
-        self.norm = norm
-        self.register_buffer("index", index)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """The norm of `hidden` [..., channel], reordered."""
-        return self.norm(hidden).index_select(-1, self.index)
 
 
 def gathered_norms(model: nn.Module) -> dict[str, GatheredNorm]:
