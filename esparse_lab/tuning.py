@@ -7,6 +7,8 @@ Source: the idea of Guo et al. 2024, "EBFT: Effective and Block-Wise Fine-Tuning
 arXiv 2402.12419; the error relative to each token and the step relative to the weights are ours.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +89,7 @@ class BlockTuning:
 
         before = mean_loss()
         shuffled = torch.Generator().manual_seed(0)
-        with torch.enable_grad():
+        with torch.enable_grad(), _tensor_cores():
             for _ in range(self.epochs):
                 for number in torch.randperm(len(aims), generator=shuffled).tolist():
                     optimizer.zero_grad()
@@ -106,6 +108,17 @@ class BlockTuning:
             for name, weight in tuned.items():
                 given[name].copy_(weight)
         return before, after
+
+
+@contextmanager
+def _tensor_cores() -> Iterator[None]:
+    """Products of float32 may round their inputs (TF32): a step's own noise is far larger."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def _root_mean_square(weight: Tensor, kept: Tensor) -> Tensor:
