@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from esparse_lab.cli import app
-from esparse_lab.sweep import kept_cells, paired_table
+from esparse_lab.sweep import kept_cells, paired_table, parts_table, recorded_cells
 from esparse_lab.tables import REFERENCE, over_seeds, reference_ladder
 
 HOME = Path(__file__).parent.parent
@@ -79,6 +80,17 @@ def test_the_differences_are_the_kept_ones():
             f"({row.lowest:+.1f} to {row.highest:+.1f})"
         )
         assert words.replace("−", "-") == wanted, (recipe, baseline)
+
+
+def test_the_entropy_on_the_other_text_is_the_kept_one():
+    parts = parts_table(recorded_cells())
+    parts = parts[parts.part == "entropy"].set_index(["beside", "pattern"])
+    said = EVIDENCE.split("from C4 to WikiText-2")[1].split("without the norm")[0]
+    said = re.findall(r"([−+][\d.]+) \(([−+][\d.]+) to ([−+][\d.]+)\)", said)
+    wanted = [parts.loc[key] for key in product(("norm", "GNS + LBS"), ("2:4", "4:8"))]
+    assert [tuple(x.replace("−", "-") for x in words) for words in said] == [
+        tuple(f"{x:+.1f}" for x in (row.difference, row.lowest, row.highest)) for row in wanted
+    ]
 
 
 def test_what_is_said_of_orders_and_alpha_is_kept():

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from esparse_lab.sweep.summary import paired_table, summary_table
+from esparse_lab.sweep.summary import DIFFERENCE, GROUP, RATIO, paired_table, summary_table
 
 PARTS = ("entropy", "GNS", "LBS")
 SUBSETS = [subset for size in range(4) for subset in combinations(PARTS, size)]
@@ -57,11 +57,8 @@ def parts_table(cells: pd.DataFrame, **interval: float) -> pd.DataFrame:
                     found = paired_table(pair, without, **interval)
                     beside = " + ".join(others) or "norm"
                     rows.append(found.assign(part=part, beside=beside, pattern=pattern))
-    first = ["part", "beside", "pattern"]
-    if not rows:
-        return pd.DataFrame(columns=first)
-    frame = pd.concat(rows, ignore_index=True)
-    return frame[[*first, *frame.columns.drop(first)]]
+    columns = ["part", "beside", "pattern", *GROUP, "baseline", "seeds", *DIFFERENCE, *RATIO]
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
 
 def _patterns(cells: pd.DataFrame) -> list[str]:
