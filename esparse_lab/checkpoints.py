@@ -152,6 +152,7 @@ def describe(
         "calibration": recipe.calibration,
         "reconstruct": repr(recipe.reconstruct),
         "tuning": repr(recipe.tuning),
+        "objective": recipe.objective,
         "allocation": repr(recipe.allocation),
         "orders": recipe.orders,
     }

@@ -199,6 +199,13 @@ def prune(
             "--reconstruct/--no-reconstruct", help="Solve for the kept weights of the final mask."
         ),
     ] = False,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="What decides between the searches of --search best-of: the score that is kept "
+            "(score), or each block's output when pruned by every one of them on trial (output)."
+        ),
+    ] = "score",
     tune: Annotated[
         bool,
         typer.Option(
@@ -306,6 +313,7 @@ def prune(
         menu=menu,
         orders=orders,
         tune=tune,
+        objective=objective,
     )
     if activations is not None and not stream:
         raise InputError("--activations belongs to --stream: add that, or leave it out.")

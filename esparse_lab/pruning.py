@@ -27,11 +27,13 @@ from esparse_lab.permutation import ChannelOrder, OrderSearch
 from esparse_lab.planner import Constraint, OrderPlan, legal_order, order_plans
 from esparse_lab.reconstruction import Reconstruction
 from esparse_lab.residual_stream import stream_order
+from esparse_lab.rivals import BestOf
 from esparse_lab.tuning import BlockTuning
-from esparse_lab.twin import DenseTwin, matched_stats
+from esparse_lab.twin import DenseTwin, block_error, matched_stats
 
 Calibration = Literal["sequential", "dense", "layerwise", "matched"]
 Orders = Literal["mask", "legal", "free", "stream"]
+Objective = Literal["score", "output"]
 
 
 def can_be_ordered(sparsity: Sparsity, allocation: Allocation | None) -> bool:
@@ -59,6 +61,10 @@ class Recipe:
         allocation: gives each layer a sparsity of its own; None gives all of them `pattern`.
         tuning: moves the kept weights of each finished block towards the dense model's output; None
             leaves them. Wants inputs that pruned blocks made: any calibration but "dense".
+        objective: by what the searches of a `BestOf` are compared: the score that their orders keep
+            in each layer, or the "output" of each block, pruned by every one of them on trial:
+            nearest to the dense model's wins (`twin.relative_error`). The latter takes as many
+            times as long, and any calibration but "dense".
         orders: which channel orders may be searched. "mask" takes any: the mask is N:M after the
             permutation alone. "legal" takes those that `fold` can store the weights in, with a
             gather after norms; "free" those that need no gather, so other layers keep theirs;
@@ -73,16 +79,24 @@ class Recipe:
     allocation: Allocation | None = None
     orders: Orders = "mask"
     tuning: BlockTuning | None = None
+    objective: Objective = "score"
 
     def __post_init__(self) -> None:
         if self.calibration not in get_args(Calibration):
             raise unknown("calibration", self.calibration, get_args(Calibration))
         if self.orders not in get_args(Orders):
             raise unknown("orders", self.orders, get_args(Orders))
-        if self.tuning is not None and self.calibration == "dense":
+        if self.objective not in get_args(Objective):
+            raise unknown("objective", self.objective, get_args(Objective))
+        if self.objective == "output" and not isinstance(self.search, BestOf):
             raise InputError(
-                "Tuning reads what the pruned blocks before a block make of the text, and "
-                "calibration='dense' never runs them. Take another calibration."
+                "The output decides between searches, and this recipe has one at most. Take the "
+                "search 'best-of', or the objective 'score'."
+            )
+        if self.follows_dense_model and self.calibration == "dense":
+            raise InputError(
+                "Tuning and the objective 'output' read what the pruned blocks before a block make "
+                "of the text, and calibration='dense' never runs them. Take another calibration."
             )
         # What DaSS takes from outputs is why its groups run along them.
         if (
@@ -106,8 +120,13 @@ class Recipe:
     def needs(self) -> Needs | None:
         """What must be measured on calibration text, or None for nothing."""
         if self.reconstruct is None:
-            return self.method.needs or (None if self.tuning is None else Needs())
+            return self.method.needs or (Needs() if self.follows_dense_model else None)
         return replace(self.method.needs or Needs(), gram=True)
+
+    @property
+    def follows_dense_model(self) -> bool:
+        """Whether finished blocks are compared with the dense model's output."""
+        return self.tuning is not None or self.objective == "output"
 
     @property
     def reads_tokens(self) -> bool:
@@ -239,7 +258,7 @@ def check_tokens_given(tokens: Tensor | None, recipe: Recipe) -> None:
 
 def twin_of(walk: BlockWalk | None, recipe: Recipe) -> DenseTwin | None:
     """The dense model's run beside `walk`, where the recipe compares with it."""
-    wanted = matches_layers(recipe) or recipe.tuning is not None
+    wanted = matches_layers(recipe) or recipe.follows_dense_model
     return DenseTwin.of(walk) if walk is not None and wanted else None
 
 
@@ -269,32 +288,37 @@ def prune_block(
     given: Mapping[str, ChannelOrder] = {},
 ) -> list[PrunedLayer]:
     """Prune block number `index` in place and move the walks on to the next one."""
-    orders: dict[str, ChannelOrder | None] = dict(given)
     stats: dict[str, LayerStats] = {}
-    by_layer = recipe.calibration in ("layerwise", "matched")
     more = walk is not None and index + 1 < len(walk.blocks)
-    if walk is not None and not by_layer:
+    if walk is not None and recipe.calibration in ("sequential", "dense"):
         stats = block_stats(walk, index, recipe.needs)
     if more and recipe.calibration == "dense":
         walk.advance(index)
     if twin is not None:
         twin.enter(index)
-    pruned: list[PrunedLayer] = []
-    for number, group in enumerate(block.groups):
-        numbers = (number,)
-        if group.name in plans and group.name not in orders:
-            numbers = plans[group.name].numbers
-        if twin is not None and matches_layers(recipe):
-            of_groups = [matched_stats(walk, twin, index, n, recipe.needs) for n in numbers]
-            stats = dict(ChainMap(*of_groups))
-        elif walk is not None and by_layer:
-            stats = block_stats(walk, index, recipe.needs, numbers=numbers)
-        mates = [block.groups[n] for n in numbers]
-        pruned += _prune_group(group, mates, stats, recipe, sparsities, plans, orders)
-    if twin is not None and (more or recipe.tuning is not None):
-        twin.advance(index)
+    tried = [recipe]
+    if recipe.objective == "output":
+        tried = [
+            replace(recipe, search=search, objective="score") for search in recipe.search.searches
+        ]
+    aims = twin.outputs(index) if recipe.follows_dense_model else []
+
+    def prune(by: Recipe) -> list[PrunedLayer]:
+        return _prune_groups(block, walk, twin, index, by, stats, sparsities, plans, given)
+
+    best = tried[0]
+    if len(tried) > 1:
+        errors = []
+        for by in tried:
+            prune(by)
+            errors.append(block_error(walk, index, aims))
+            twin.restore(block)
+        best = tried[errors.index(min(errors))]
+    pruned = prune(best)
     if recipe.tuning is not None:
-        recipe.tuning.tune(walk, index, twin.walk.hidden)
+        recipe.tuning.tune(walk, index, aims)
+    if more and twin is not None:
+        twin.advance(index)
     if more and recipe.calibration != "dense":
         walk.advance(index)
     if walk is not None and (unseen := [p.name for p in pruned if not p.n_tokens]):
@@ -304,6 +328,34 @@ def prune_block(
             "more tokens.",
             stacklevel=3,
         )
+    return pruned
+
+
+def _prune_groups(
+    block: Block,
+    walk: BlockWalk | None,
+    twin: DenseTwin | None,
+    index: int,
+    recipe: Recipe,
+    stats: dict[str, LayerStats],
+    sparsities: dict[str, Sparsity | None],
+    plans: Mapping[str, OrderPlan],
+    given: Mapping[str, ChannelOrder],
+) -> list[PrunedLayer]:
+    """Prune block number `index`, group by group; `stats` holds those that no group changes."""
+    orders: dict[str, ChannelOrder | None] = dict(given)
+    pruned: list[PrunedLayer] = []
+    for number, group in enumerate(block.groups):
+        numbers = (number,)
+        if group.name in plans and group.name not in orders:
+            numbers = plans[group.name].numbers
+        if twin is not None and matches_layers(recipe):
+            of_groups = [matched_stats(walk, twin, index, n, recipe.needs) for n in numbers]
+            stats = dict(ChainMap(*of_groups))
+        elif walk is not None and recipe.calibration in ("layerwise", "matched"):
+            stats = block_stats(walk, index, recipe.needs, numbers=numbers)
+        mates = [block.groups[n] for n in numbers]
+        pruned += _prune_group(group, mates, stats, recipe, sparsities, plans, orders)
     return pruned
 
 

@@ -8,7 +8,7 @@ from esparse_lab.errors import InputError, unknown
 from esparse_lab.masks import Sparsity, Unstructured, parse_sparsity
 from esparse_lab.methods import METHODS, PruningMethod, make_method, method_name
 from esparse_lab.permutation import SEARCHES, BlockShuffle, OrderSearch
-from esparse_lab.pruning import Calibration, Orders, Recipe, can_be_ordered
+from esparse_lab.pruning import Calibration, Objective, Orders, Recipe, can_be_ordered
 from esparse_lab.reconstruction import Reconstruction
 from esparse_lab.rivals import RIVALS
 from esparse_lab.tuning import BlockTuning
@@ -43,6 +43,7 @@ def recipe_label(recipe: Recipe) -> str:
     parts = [f"{method_name(method)} {recipe.pattern}"]
     parts += [f"{name}={v}" for name, v in flat_settings(method).items() if v != defaults[name]]
     parts += [search_name(recipe.search)] if recipe.search is not None else []
+    parts += ["by output"] if recipe.objective == "output" else []
     parts += ["reconstruct"] if recipe.reconstruct is not None else []
     parts += ["tuned"] if recipe.tuning is not None else []
     parts += [f"calibration {recipe.calibration}"] if recipe.calibration != "sequential" else []
@@ -104,6 +105,7 @@ def recipe_of(
     menu: str | None = None,
     orders: Orders = "mask",
     tune: bool = False,
+    objective: Objective = "score",
 ) -> Recipe:
     """A recipe from the words of the command line.
 
@@ -120,6 +122,7 @@ def recipe_of(
         menu: what an allocation may give to a layer; without it unstructured shares.
         orders: which channel orders may be searched; see `Recipe`.
         tune: move the kept weights of each block towards the dense model's output.
+        objective: what decides between the searches of "best-of"; see `Recipe`.
 
     Raises:
         InputError: for words that are not known or do not go together.
@@ -150,7 +153,15 @@ def recipe_of(
     solver = Reconstruction() if reconstruct else None
     tuning = BlockTuning() if tune else None
     recipe = Recipe(
-        method, sparsity, named_search(search), calibration, solver, spread, orders, tuning
+        method,
+        sparsity,
+        named_search(search),
+        calibration,
+        solver,
+        spread,
+        orders,
+        tuning,
+        objective,
     )
     if not _holds_groups(recipe.search, sparsity):
         raise InputError(

@@ -191,6 +191,34 @@ class StripePairs:
             yield step
 
 
+@dataclass(frozen=True)
+class BestOf:
+    """Of what several searches find the order that keeps most score.
+
+    Under a recipe whose objective is the output they are not asked here: each prunes a block on
+    trial, and the block decides (`pruning.prune_block`).
+
+    Attributes:
+        searches: at least one; None is the order as it is stored.
+    """
+
+    searches: tuple[OrderSearch | None, ...]
+
+    def __post_init__(self) -> None:
+        if not self.searches:
+            raise InputError("BestOf wants at least one search to choose from, got none.")
+
+    def steps(self, scores: Tensor, pattern: Pattern) -> Iterator[SearchStep]:
+        """One step a search: the best order so far."""
+        best: SearchStep | None = None
+        for number, search in enumerate(self.searches):
+            order = search_order(scores, pattern, search)
+            share = retained_share(scores, pattern, order)
+            if best is None or share > best.retained_share:
+                best = SearchStep(order, number, share)
+            yield best
+
+
 def _in_groups(scores: Tensor, pattern: Pattern, order: ChannelOrder) -> tuple[Tensor, Tensor]:
     """Scores float32 [channel, row] with a channel of zeros behind, and who stands in each group.
 
@@ -232,4 +260,13 @@ RIVALS: dict[str, OrderSearch] = {
     "assignment-repeated": SlotAssignment(rounds=4),
     "gns+lbs+assignment": SlotAssignment(BlockShuffle(), rounds=2),
     "stripes": StripePairs(),
+    "best-of": BestOf(
+        (
+            BlockShuffle(),
+            BlockShuffle(start=None),
+            BlockShuffle(start=GlobalShuffle(serpentine=True)),
+            SlotAssignment(rounds=4),
+            SlotAssignment(BlockShuffle(), rounds=2),
+        )
+    ),
 }

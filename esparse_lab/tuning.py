@@ -17,14 +17,14 @@ from torch.func import functional_call
 
 from esparse_lab.capture import BlockWalk
 from esparse_lab.errors import EsparseError, InputError
+from esparse_lab.twin import relative_error
 
 
 @dataclass(frozen=True)
 class BlockTuning:
     """Adam on the kept weights of a block, in float32, a batch of the walk a step.
 
-    The loss is |out - dense out|^2 / |dense out|^2 of a token, averaged over tokens: norms between
-    blocks divide by a token's size, so the few tokens with huge activations must not decide alone.
+    The loss is `twin.relative_error` against what the dense block returns.
 
     Attributes:
         epochs: passes over the calibration text.
@@ -79,9 +79,7 @@ class BlockTuning:
             hidden = walk.hidden[number].to(walk.device).float()
             out = functional_call(block.module, weights, (hidden, *positional), keywords)
             out = out[0] if isinstance(out, tuple) else out
-            aim = aims[number].to(walk.device).float()
-            off = (out - aim).square().sum(-1) / aim.square().sum(-1).clamp_min(1e-12)
-            return off.mean()
+            return relative_error(out, aims[number].to(walk.device))
 
         def mean_loss() -> float:
             with torch.no_grad():

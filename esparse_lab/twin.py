@@ -66,6 +66,36 @@ class DenseTwin:
             self.walk.advance(index)
         self.weights = {}  # a second copy of the block: gone before the next one comes
 
+    def outputs(self, index: int) -> list[Tensor]:
+        """What block `index` returned before it was pruned, a batch an entry."""
+        with self.dense(self.walk.blocks[index]):
+            return [self.walk.keep(out) for out in self.walk.run(index)]
+
+    def restore(self, block: Block) -> None:
+        """Give the block the weights that it had when it was entered."""
+        for name, parameter in block.module.named_parameters():
+            parameter.data.copy_(self.weights[name])
+
+
+def relative_error(out: Tensor, aim: Tensor) -> Tensor:
+    """|out - aim|^2 / |aim|^2 of a token, averaged over tokens, float32 [].
+
+    Norms between blocks divide by a token's size, so the few tokens with huge activations must not
+    decide alone.
+    """
+    off = (out.float() - aim.float()).square().sum(-1)
+    return (off / aim.float().square().sum(-1).clamp_min(1e-12)).mean()
+
+
+@torch.no_grad()
+def block_error(walk: BlockWalk, index: int, aims: list[Tensor]) -> float:
+    """`relative_error` of block `index` as it is, against one aim a batch, averaged over them."""
+    errors = [
+        float(relative_error(out, aim.to(out.device)))
+        for out, aim in zip(walk.run(index), aims, strict=True)
+    ]
+    return sum(errors) / len(errors)
+
 
 @torch.no_grad()
 def matched_stats(

@@ -59,7 +59,7 @@ class Evaluation:
 KEYS = {
     "sweep": "name, models, recipes, calibrations, seeds, evaluations, baseline, device",
     "recipe": "method, set, pattern, search, calibration, reconstruct, allocation, target, menu, "
-    "orders, tune",
+    "orders, tune, objective",
 } | {
     kind: ", ".join(f.name for f in fields(choice))
     for kind, choice in (
