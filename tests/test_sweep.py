@@ -204,6 +204,8 @@ def test_lists_multiply_and_searches_are_tried_where_there_are_groups(planned):
         (("length: 16, windows: 6", "length: 16, windows: 999"), "999 were asked for"),
         (("baseline: wanda", "baseline: wonda"), "Did you mean 'wanda'"),
         (("- dense", "- {method: dense, pattern: '4:8'}"), "takes nothing else"),
+        (("- dense", "- {method: dense, objective: output}"), "takes nothing else"),
+        (("- dense", "- {method: wanda, objective: output}"), "Take the search 'best-of'"),
         (("device: cpu", "device: gpu"), "Unknown device 'gpu'"),
     ],
 )

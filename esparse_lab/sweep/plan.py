@@ -321,13 +321,14 @@ def _recipe(
     set: Mapping | None = None,  # noqa: A002 - the file's word
     pattern: str | int = "2:4",
     search: str = "none",
+    objective: str = "score",
     **words: object,
 ) -> list[Recipe | None]:
     """One recipe, or none where the pattern has no groups for the search to order."""
     if method is None:
         raise InputError("it names no method. Add `method: ...`.")
     if method == DENSE:
-        if set or words or pattern != "2:4" or search != "none":
+        if set or words or pattern != "2:4" or search != "none" or objective != "score":
             raise InputError(f"{DENSE} is not pruned, so it takes nothing else.")
         return [None]
     if isinstance(pattern, int):
@@ -339,10 +340,11 @@ def _recipe(
     made = method_of(str(method), settings)
     plain = recipe_of(made, pattern=str(pattern), search="none", **words)
     wanted = named_search(str(search))
-    if wanted is None:
+    if wanted is None and objective == "score":
         return [plain]
-    if not can_be_ordered(plain.pattern, plain.allocation):
+    if wanted is not None and not can_be_ordered(plain.pattern, plain.allocation):
         return []
+    words["objective"] = objective
     return [recipe_of(made, pattern=str(pattern), search=str(search), **words)]
 
 
