@@ -1,5 +1,6 @@
 """Channels: entropy against norm of a layer's input channels, and what the entropy changes."""
 
+from functools import cache
 from typing import get_args
 
 import numpy as np
@@ -16,12 +17,12 @@ from esparse_lab.explorers.controls import Control, Indices, Menu, Slider
 from esparse_lab.explorers.panel import Panel
 from esparse_lab.explorers.reading import Reading
 from esparse_lab.explorers.selection import points_inside
+from esparse_lab.explorers.sketch import Sketch
 from esparse_lab.figures.style import (
     GUIDE,
     LABELS,
     MAX_POINTS,
     OKABE_ITO,
-    finish,
     log_axis,
     panel_title,
     thinned,
@@ -171,12 +172,11 @@ class Channels(Panel):
         chosen = frame[frame.chosen].sort_values("entropy_nats", kind="stable")
         curves = thinned(chosen, CURVES)
         colors = dict(zip(curves.channel, CURVE_COLORS, strict=False))
-        figure = make_subplots(
-            rows=3, cols=2, horizontal_spacing=0.09, vertical_spacing=0.11, column_widths=[0.5, 0.5]
-        )
+        figure = Sketch(_grid())
         for title, across, up, row, col in _PANELS:
             points = views[across]
-            figure.add_scatter(
+            figure.add_trace(
+                "scatter",
                 x=points[across],
                 y=points[up],
                 mode="markers",
@@ -198,7 +198,8 @@ class Channels(Panel):
             # Those with a histogram last, so that they lie on top.
             drawn = rings.channel.isin(colors)
             rings = pd.concat([rings[~drawn], rings[drawn]])
-            figure.add_scatter(
+            figure.add_trace(
+                "scatter",
                 x=rings[across],
                 y=rings[up],
                 mode="markers",
@@ -218,10 +219,19 @@ class Channels(Panel):
         for _title, across, up, row, col in _PANELS:
             log_x = log_axis(frame.norm) if across == "norm" else {}
             log_y = log_axis(ranked.norm.head(SORTED)) if up == "norm" else {}
-            figure.update_xaxes(title_text=_axis(across), row=row, col=col, **log_x)
-            figure.update_yaxes(title_text=_axis(up), row=row, col=col, **log_y)
+            figure.update_xaxes(title={"text": _axis(across)}, row=row, col=col, **log_x)
+            figure.update_yaxes(title={"text": _axis(up)}, row=row, col=col, **log_y)
         figure.update_yaxes(tickformat="+d", row=3, col=2)
-        figure.add_hline(y=0, line={"color": GUIDE, "width": 1}, row=3, col=2)
+        zero = {
+            "type": "line",
+            "x0": 0,
+            "x1": 1,
+            "xref": "x6 domain",
+            "y0": 0,
+            "y1": 0,
+            "yref": "y6",
+        }
+        figure.update_layout(shapes=[zero | {"line": {"color": GUIDE, "width": 1}}])
         reach = max(1, int(frame.ranks_gained.abs().max()))
         figure.update_layout(
             coloraxis={
@@ -240,8 +250,7 @@ class Channels(Panel):
                 },
             },
         )
-        return finish(
-            figure,
+        return figure.finish(
             title=self._headline(frame),
             caption=self._caption(),
             plot_height=760,
@@ -250,7 +259,7 @@ class Channels(Panel):
             right=90,
         )
 
-    def _add_histograms(self, figure: go.Figure, chosen: pd.DataFrame, colors: dict) -> None:
+    def _add_histograms(self, figure: Sketch, chosen: pd.DataFrame, colors: dict) -> None:
         """Panel (b): the share of tokens in each bin, by the bin's number."""
         panel_title(figure, "(b) where the values of the chosen channels lie", row=1, col=2)
         counts = self.histograms() if len(chosen) else None
@@ -267,7 +276,8 @@ class Channels(Panel):
                     "name": f"channel {channel}: {one.entropy_nats.iloc[0]:.2f} nats",
                     "showlegend": True,
                 }
-            figure.add_scatter(
+            figure.add_trace(
+                "scatter",
                 mode="lines",
                 hovertemplate="%{fullData.name}<br>bin %{x}: %{customdata[0]:.4g} to "
                 "%{customdata[1]:.4g}<br>%{customdata[2]:,} tokens, %{y:.2f} %<extra></extra>",
@@ -275,8 +285,8 @@ class Channels(Panel):
                 col=2,
                 **curve,
             )
-        figure.update_xaxes(title_text="bin (number, 1 to K)", row=1, col=2)
-        figure.update_yaxes(title_text="tokens (%)", rangemode="tozero", row=1, col=2)
+        figure.update_xaxes(title={"text": "bin (number, 1 to K)"}, row=1, col=2)
+        figure.update_yaxes(title={"text": "tokens (%)"}, rangemode="tozero", row=1, col=2)
         if not len(chosen):
             figure.add_annotation(
                 text="No channel is chosen: drag a box over points in (a),<br>"
@@ -347,6 +357,13 @@ class Channels(Panel):
         if dead := int((frame.norm <= 0).sum()):
             notes.append(f"Not in (a): {dead} channels of norm 0 (log axis).")
         return [*notes, thinning_note(drawn, len(frame))]
+
+
+@cache
+def _grid() -> go.Figure:
+    return make_subplots(
+        rows=3, cols=2, horizontal_spacing=0.09, vertical_spacing=0.11, column_widths=[0.5, 0.5]
+    )
 
 
 def _axis(column: str) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -18,11 +19,11 @@ from esparse_lab.errors import InputError
 from esparse_lab.explorers.controls import Control, Menu, Slider, Span, Words
 from esparse_lab.explorers.panel import Panel
 from esparse_lab.explorers.reading import Reading
+from esparse_lab.explorers.sketch import Sketch
 from esparse_lab.figures.style import (
     LABELS,
     OKABE_ITO,
     SEQUENTIAL,
-    finish,
     log_axis,
     panel_title,
     thinned,
@@ -192,15 +193,7 @@ class Masks(Panel):
         )
         near = cell == (1, 1)
 
-        figure = make_subplots(
-            rows=2,
-            cols=4,
-            specs=[[{}, {}, {}, None], [{}, {}, {}, {}]],
-            row_heights=[0.18, 0.82],
-            column_widths=[0.3, 0.3, 0.3, 0.1],
-            horizontal_spacing=0.025,
-            vertical_spacing=0.075,
-        )
+        figure = Sketch(_grid())
         scores = _means(one.scores[view], cell)
         floor = float(np.quantile(scores[scores > 0], 0.02)) if (scores > 0).any() else 1.0
         kept = _means(one.mask[view], cell)
@@ -210,8 +203,8 @@ class Masks(Panel):
             differing = 100 * _means((one.mask != other.mask)[view], cell)
         pictures = (
             (np.log10(np.maximum(scores, floor)), scores, "score %{customdata:.4g}"),
-            (100 * kept, kept, "kept %{z:.0f} %"),
-            (differing, kept, "%{z}" if near else "differ in %{z:.1f} %"),
+            (100 * kept, None, "kept %{z:.0f} %"),
+            (differing, None, "%{z}" if near else "differ in %{z:.1f} %"),
         )
         for i, (z, custom, hover) in enumerate(pictures, start=1):
             words = np.array(
@@ -219,7 +212,8 @@ class Masks(Panel):
             )
             if i == 3 and near:
                 custom, hover = words[z.astype(int)], "%{customdata}"
-            figure.add_heatmap(
+            figure.add_trace(
+                "heatmap",
                 z=z,
                 x0=view[1].start + (cell[1] - 1) / 2,
                 dx=cell[1],
@@ -234,21 +228,15 @@ class Masks(Panel):
         self._add_shares(figure, view)
         self._lay_out(figure, view, near, scores, floor)
         frame = self.to_frame().set_index(pd.Index(["method", "other"]))
-        figure = finish(
-            figure,
+        return figure.finish(
             title=self._headline(frame),
             caption=self._caption(frame, cell),
             plot_height=PLOT_HEIGHT,
             panel_titles=True,
-        )
-        # The colour bars lie between the axes and the caption.
-        figure.update_annotations({"yshift": -_AXIS - _BARS}, selector={"name": "caption"})
-        margin = figure.layout.margin
-        return figure.update_layout(
-            height=figure.layout.height + _BARS, margin={"b": margin.b + _BARS}
+            below=_BARS,  # the colour bars
         )
 
-    def _add_shares(self, figure: go.Figure, view: tuple[slice, slice]) -> None:
+    def _add_shares(self, figure: Sketch, view: tuple[slice, slice]) -> None:
         """Lines along the edges: means of what the picture beside them shows."""
         s = self.settings
         inputs, outputs = self.shares("in"), self.shares("out")
@@ -262,7 +250,8 @@ class Masks(Panel):
             (100 * inputs.differing_share, "#555555", "differ", 3),
         )
         for values, color, name, col in lines:
-            figure.add_scatter(
+            figure.add_trace(
+                "scatter",
                 x=inputs.channel,
                 y=values,
                 mode="lines",
@@ -276,7 +265,8 @@ class Masks(Panel):
             ("kept_share", _ONE, s["method"]),
             ("other_kept_share", _OTHER, s["other"]),
         ):
-            figure.add_scatter(
+            figure.add_trace(
+                "scatter",
                 x=100 * outputs[column],
                 y=outputs.channel,
                 mode="lines",
@@ -289,7 +279,7 @@ class Masks(Panel):
 
     def _lay_out(
         self,
-        figure: go.Figure,
+        figure: Sketch,
         view: tuple[slice, slice],
         near: bool,
         scores: np.ndarray,
@@ -306,7 +296,12 @@ class Masks(Panel):
             panel_title(figure, title, row=1, col=col)
             figure.update_xaxes(matches="x4", showticklabels=False, row=1, col=col)
             figure.update_xaxes(
-                title_text=LABELS["channel"], matches="x4", showgrid=False, nticks=5, row=2, col=col
+                title={"text": LABELS["channel"]},
+                matches="x4",
+                showgrid=False,
+                nticks=5,
+                row=2,
+                col=col,
             )
             figure.update_yaxes(showgrid=False, matches="y4", showticklabels=False, row=2, col=col)
         figure.update_yaxes(matches="y4", showticklabels=False, row=2, col=4)
@@ -321,7 +316,7 @@ class Masks(Panel):
         )
         figure.update_yaxes(nticks=3, row=1)
         figure.update_yaxes(rangemode="tozero", row=1, col=3)
-        figure.update_xaxes(title_text="kept (%)", nticks=3, row=2, col=4)
+        figure.update_xaxes(title={"text": "kept (%)"}, nticks=3, row=2, col=4)
         high = max(float(scores.max()), floor * 1.3)
         ticks = log_axis([floor, high])
         bar = {
@@ -362,7 +357,7 @@ class Masks(Panel):
         )
         self._add_groups(figure, view, near)
 
-    def _add_groups(self, figure: go.Figure, view: tuple[slice, slice], near: bool) -> None:
+    def _add_groups(self, figure: Sketch, view: tuple[slice, slice], near: bool) -> None:
         """Lines between the groups of M, where they are far enough apart."""
         pattern = parse_sparsity(self.settings["pattern"])
         rows, channels = view
@@ -378,10 +373,8 @@ class Masks(Panel):
         path = " ".join(
             f"M{e - 0.5},{low}V{high}" if across else f"M{low},{e - 0.5}H{high}" for e in edges
         )
-        for col in (1, 2, 3):
-            figure.add_shape(
-                type="path", path=path, line={"color": "white", "width": 1.5}, row=2, col=col
-            )
+        line = {"type": "path", "path": path, "line": {"color": "white", "width": 1.5}}
+        figure.update_layout(shapes=[line | {"xref": f"x{i}", "yref": f"y{i}"} for i in (4, 5, 6)])
 
     def _headline(self, frame: pd.DataFrame) -> str:
         s = self.settings
@@ -417,6 +410,19 @@ class Masks(Panel):
             layer = self.reading.layer(s["block"], s["role"])
             return self.reading.block_stats(s["block"], needs, self.say)[layer]
         return self.reading.stats(s["block"], s["role"], needs, self.say)
+
+
+@cache
+def _grid() -> go.Figure:
+    return make_subplots(
+        rows=2,
+        cols=4,
+        specs=[[{}, {}, {}, None], [{}, {}, {}, {}]],
+        row_heights=[0.18, 0.82],
+        column_widths=[0.3, 0.3, 0.3, 0.1],
+        horizontal_spacing=0.025,
+        vertical_spacing=0.075,
+    )
 
 
 def _means(matrix: Tensor, cell: tuple[int, int]) -> np.ndarray:

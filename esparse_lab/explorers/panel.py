@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import traitlets
+from plotly.serializers import custom_serializers
 
 from esparse_lab.errors import EsparseError, InputError, unknown
 from esparse_lab.explorers.controls import Control
@@ -52,8 +53,31 @@ _ERROR = (
 )
 
 
+def _to_browser(value: object, widget: W.Widget | None = None) -> object:
+    """What plotly's serializer makes of a figure, but numbers of all arrays travel as bytes.
+
+    Plotly writes int64 and all of a matrix as text, 1.6 MB for three pictures. Matrices go as rows;
+    of narrow ones, which are many, text is less.
+    """
+    if isinstance(value, dict):
+        return {key: _to_browser(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_browser(entry) for entry in value]
+    if isinstance(value, np.ndarray) and value.ndim > 1 and value.shape[-1] > len(value) / 16:
+        return [_to_browser(row) for row in value]
+    if isinstance(value, np.ndarray) and value.dtype in (np.int64, np.uint64):
+        value = value.astype(float)  # what JavaScript reads the text as
+    return custom_serializers["to_json"](value, widget)
+
+
+_SERIALIZERS = {**custom_serializers, "to_json": _to_browser}
+
+
 class _Plot(go.FigureWidget):
-    """A live figure that redraws once for a selection, and not once for each of its traces."""
+    """A live figure that is sent quickly, and redraws once for a selection, not for each trace."""
+
+    _widget_data = traitlets.List().tag(sync=True, **_SERIALIZERS)
+    _py2js_update = traitlets.Dict(allow_none=True).tag(sync=True, **_SERIALIZERS)
 
     @traitlets.observe("_js2py_pointsCallback")
     def _handler_js2py_pointsCallback(self, change: dict) -> None:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import ipywidgets as W
 import numpy as np
@@ -19,6 +20,7 @@ from esparse_lab.errors import InputError
 from esparse_lab.explorers.controls import Control, Menu, Slider, Span, Words
 from esparse_lab.explorers.panel import Panel
 from esparse_lab.explorers.reading import Reading
+from esparse_lab.explorers.sketch import Sketch
 from esparse_lab.figures.permutation import SEARCH_LOOKS
 from esparse_lab.figures.style import (
     GRID,
@@ -26,7 +28,6 @@ from esparse_lab.figures.style import (
     LABELS,
     OKABE_ITO,
     SEQUENTIAL,
-    finish,
     log_axis,
     looks,
     panel_title,
@@ -363,22 +364,14 @@ class Shuffle(Panel):
         for name, size in zip(("rows", "channels"), self._shape, strict=True):
             first, end = s[name]
             s[name] = min(first, size - 1), min(max(end, 1), size)
-        figure = make_subplots(
-            rows=4,
-            cols=2,
-            specs=[[{}, {"type": "domain"}], [{}, {}], [{}, {}], [{}, {}]],
-            row_heights=[0.25, 0.32, 0.32, 0.11],
-            horizontal_spacing=0.09,
-            vertical_spacing=0.075,
-        )
+        figure = Sketch(_grid())
         orders = (trace.steps[0].order, self._step.order)
         self._add_curve(figure)
         self._add_table(figure)
         cell, rows = self._add_pictures(figure, orders)
         self._lay_out_pictures(figure, cell, rows)
         balanced = self._add_groups(figure, orders)
-        return finish(
-            figure,
+        return figure.finish(
             title=self._headline(),
             caption=self._caption(balanced),
             plot_height=_HEIGHT,
@@ -388,7 +381,7 @@ class Shuffle(Panel):
         )
 
     def _add_pictures(
-        self, figure: go.Figure, orders: tuple[ChannelOrder, ChannelOrder]
+        self, figure: Sketch, orders: tuple[ChannelOrder, ChannelOrder]
     ) -> tuple[int, np.ndarray]:
         """Panels (b) to (e); returns channels in a cell and the rows drawn."""
         case, s = self._case, self.settings
@@ -426,7 +419,8 @@ class Shuffle(Panel):
                 (mask, None, "%{z:.1f} % of the score dropped" if cell > 1 else "kept: %{z}"),
             )
             for row, (z, custom, hover) in enumerate(drawn, start=2):
-                figure.add_heatmap(
+                figure.add_trace(
+                    "heatmap",
                     z=z,
                     x0=first + (cell - 1) / 2,
                     dx=cell,
@@ -471,7 +465,7 @@ class Shuffle(Panel):
         )
         return cell, rows
 
-    def _lay_out_pictures(self, figure: go.Figure, cell: int, rows: np.ndarray) -> None:
+    def _lay_out_pictures(self, figure: Sketch, cell: int, rows: np.ndarray) -> None:
         """Titles and axes of (b) to (e); lines between groups, and between layers."""
         case, s = self._case, self.settings
         m = Pattern.parse(s["pattern"]).m
@@ -500,8 +494,8 @@ class Shuffle(Panel):
                 for path, width in lines.items()
                 if path
             ]
-        figure.layout.shapes = shapes
-        names = {"title_text": "row (index)"}
+        figure.update_layout(shapes=shapes)
+        names = {"title": {"text": "row (index)"}}
         if len(ends) > 1:
             parts = [
                 (max(a, low), min(b, high), name.rpartition(".")[2])
@@ -518,11 +512,9 @@ class Shuffle(Panel):
             figure.update_xaxes(showgrid=False, range=[first - 0.5, end - 0.5], row=row)
             figure.update_yaxes(**pictures, **names, row=row, col=1)
             figure.update_yaxes(**pictures, showticklabels=False, ticks="", row=row, col=2)
-        figure.update_xaxes(title_text=LABELS["slot"], title_standoff=2, row=3)
+        figure.update_xaxes(title={"text": LABELS["slot"], "standoff": 2}, row=3)
 
-    def _add_groups(
-        self, figure: go.Figure, orders: tuple[ChannelOrder, ChannelOrder]
-    ) -> list[float]:
+    def _add_groups(self, figure: Sketch, orders: tuple[ChannelOrder, ChannelOrder]) -> list[float]:
         """Panels (f) and (g); returns the share of groups with N of the channels to be kept."""
         pattern = Pattern.parse(self.settings["pattern"])
         rank = self._case.rank
@@ -540,7 +532,8 @@ class Shuffle(Panel):
             ranks = np.take_along_axis(ranks, by_rank, axis=1).astype(np.float32)
             channels = np.take_along_axis(channels, by_rank, axis=1).astype(np.float32)
             drawn = thinned(pd.DataFrame({"group": range(len(ranks))}), GROUPS).group
-            figure.add_heatmap(
+            figure.add_trace(
+                "heatmap",
                 z=np.where(ranks > size, np.nan, -ranks)[drawn].T,
                 x=drawn,
                 customdata=np.stack([channels, ranks], -1)[drawn].swapaxes(0, 1),
@@ -553,7 +546,7 @@ class Shuffle(Panel):
             )
         panel_title(figure, "(f) ranks of each group's channels, as stored", row=4, col=1)
         panel_title(figure, f"(g) the same, step {self.settings['step']}", row=4, col=2)
-        figure.update_xaxes(title_text="group (index)", title_standoff=2, showgrid=False, row=4)
+        figure.update_xaxes(title={"text": "group (index)", "standoff": 2}, showgrid=False, row=4)
         figure.update_yaxes(
             autorange="reversed", showgrid=False, showticklabels=False, ticks="", row=4
         )
@@ -570,7 +563,7 @@ class Shuffle(Panel):
         )
         return balanced
 
-    def _add_curve(self, figure: go.Figure) -> None:
+    def _add_curve(self, figure: Sketch) -> None:
         """Panel (a): the share kept, over steps, swaps or seconds."""
         s = self.settings
         over = s["against"]
@@ -583,7 +576,8 @@ class Shuffle(Panel):
             one = frame[frame.search == name]
             end = one.tail(1)  # empty for a search that cannot run: its traces stay in their place
             # Searches share their first steps: what tells them apart is where they end.
-            figure.add_scatter(
+            figure.add_trace(
+                "scatter",
                 x=[*end[over], *[furthest] * len(end)],
                 y=[*100 * end.retained_share] * 2,
                 mode="lines+text",
@@ -595,7 +589,8 @@ class Shuffle(Panel):
                 hoverinfo="skip",
                 **common,
             )
-            figure.add_scatter(
+            figure.add_trace(
+                "scatter",
                 x=one[over],
                 y=100 * one.retained_share,
                 mode="lines+markers",
@@ -607,7 +602,8 @@ class Shuffle(Panel):
                 **common,
             )
         now = frame[(frame.search == s["search"]) & (frame.step == s["step"])]
-        figure.add_scatter(
+        figure.add_trace(
+            "scatter",
             x=now[over],
             y=100 * now.retained_share,
             mode="markers",
@@ -617,10 +613,10 @@ class Shuffle(Panel):
         )
         panel_title(figure, "(a) retained score; ring: the step shown", row=1, col=1)
         reach = [-0.03 * furthest, (furthest or 1) * 1.22]
-        figure.update_xaxes(title_text=AGAINST[over], range=reach, row=1, col=1)
-        figure.update_yaxes(title_text="retained (%)", row=1, col=1)
+        figure.update_xaxes(title={"text": AGAINST[over]}, range=reach, row=1, col=1)
+        figure.update_yaxes(title={"text": "retained (%)"}, row=1, col=1)
 
-    def _add_table(self, figure: go.Figure) -> None:
+    def _add_table(self, figure: Sketch) -> None:
         """The searches' ends, as a table."""
         frame = self.comparison()
         place = looks(SEARCHES, SEARCH_LOOKS)
@@ -634,7 +630,8 @@ class Shuffle(Panel):
         }
         colors = [[OKABE_ITO[place[name]] for name in frame.search], *[[INK]] * 5]
         look = {"align": ["left", *["right"] * 5], "height": 26, "line": {"color": GRID}}
-        figure.add_table(
+        figure.add_trace(
+            "table",
             columnwidth=[1.15, 1.1, 1.1, 1.1, 0.8, 1],
             header={"values": [*columns], "fill": {"color": "#F2F2F2"}, "font_size": 12} | look,
             cells={
@@ -682,6 +679,18 @@ class Shuffle(Panel):
         if (n_groups := -(-total[1] // Pattern.parse(s["pattern"]).m)) > GROUPS:
             notes.append(f"(f), (g): {GROUPS} of {n_groups:,} groups.")
         return [*notes, *(f"Not run: {reason}" for reason in case.refused.values())]
+
+
+@cache
+def _grid() -> go.Figure:
+    return make_subplots(
+        rows=4,
+        cols=2,
+        specs=[[{}, {"type": "domain"}], [{}, {}], [{}, {}], [{}, {}]],
+        row_heights=[0.25, 0.32, 0.32, 0.11],
+        horizontal_spacing=0.09,
+        vertical_spacing=0.075,
+    )
 
 
 def _means(matrix: Tensor, width: int) -> np.ndarray:

@@ -230,8 +230,25 @@ def log_axis(values: Iterable[float], *, headroom: float = 0.0) -> dict[str, obj
     }
 
 
-def finish(
-    figure: go.Figure,
+def finish(figure: go.Figure, **about) -> go.Figure:
+    """Set what `surroundings` makes of `about`; the names in the legend are the figure's own."""
+    named = (*figure.data, *figure.layout.shapes)
+    names = [one.name for one in named if one.name and one.showlegend]
+    layout, annotations = surroundings(names, **about)
+    figure.update_layout(layout)
+    for drop_down in figure.layout.updatemenus:
+        drop_down.update(
+            {key: layout["legend"][key] for key in ("x", "xanchor", "y", "yanchor")},
+            bgcolor="white",
+            bordercolor=GUIDE,
+        )
+    for annotation in annotations:
+        figure.add_annotation(annotation)
+    return figure
+
+
+def surroundings(
+    names: list[str],
     *,
     title: str,
     caption: str,
@@ -240,11 +257,14 @@ def finish(
     panel_titles: bool = False,
     menu: bool = False,
     right: int = 24,
-) -> go.Figure:
-    """Set template, title, legend or menu row, caption and height; widths follow the page.
+    below: int = 0,
+) -> tuple[dict, list[dict]]:
+    """Layout and annotations: template, title, legend or menu row, caption, height.
+
+    Widths follow the page.
 
     Args:
-        figure: with all traces and axes.
+        names: in the legend.
         title: the finding, one sentence; wrapped.
         caption: the line under the figure; wrapped. Both are shown as plain text.
         plot_height: pixels of the plot area.
@@ -252,15 +272,13 @@ def finish(
         panel_titles: keep room for titles above the topmost panels.
         menu: keep room for a drop-down above the plot.
         right: right margin in pixels.
+        below: pixels to keep between the lowest axis and the caption.
     """
     heading = textwrap.wrap(" ".join(str(title).split()), 88)
-    below = textwrap.wrap(" ".join([str(caption), *notes]), 122)
-    named = (*figure.data, *figure.layout.shapes)
-    names = [one.name for one in named if one.name and one.showlegend]
-    figure.update_layout(showlegend=bool(names))
+    lines = textwrap.wrap(" ".join([str(caption), *notes]), 122)
 
     title_height = _TITLE_LINE * len(heading)
-    caption_height = (_CAPTION_LINE * len(below) + 10) if below else 0
+    caption_height = (_CAPTION_LINE * len(lines) + 10) if lines else 0
     top = _EDGE + title_height
     lowest = _PANEL_TITLE * panel_titles  # pixels between the plot and the legend
     rows = 0
@@ -273,14 +291,15 @@ def finish(
             else math.ceil(len(names) / max(int(_NARROW / max(widths)), 1))
         )
     top += lowest + _LEGEND_LINE * rows + 40 * menu + 8
-    bottom = _X_AXIS + caption_height
+    bottom = _X_AXIS + below + caption_height
 
     above = 1 + (lowest + 4) / plot_height
-    figure.update_layout(
-        template="esparse",
-        height=plot_height + top + bottom,
-        margin={"t": top, "b": bottom, "l": 66, "r": right},
-        title={
+    layout = {
+        "showlegend": bool(names),
+        "template": "esparse",
+        "height": plot_height + top + bottom,
+        "margin": {"t": top, "b": bottom, "l": 66, "r": right},
+        "title": {
             "text": "<br>".join(plain(line, 200) for line in heading),
             "font": {"size": 17},
             "x": 0,
@@ -292,27 +311,24 @@ def finish(
             # Plotly centres a wrapped title on its first line's place; this puts it back.
             "pad": {"t": _EDGE + _TITLE_LINE // 2 * max(len(heading) - 1, 0)},
         },
-        legend={"x": 0, "xanchor": "left", "y": above, "yanchor": "bottom"},
+        "legend": {"x": 0, "xanchor": "left", "y": above, "yanchor": "bottom"},
         # A report writes both as text of its page, which fits any width, and takes their room away.
-        meta={"title_height": title_height, "caption_height": caption_height},
-    )
-    for drop_down in figure.layout.updatemenus:
-        drop_down.update(
-            x=0, xanchor="left", y=above, yanchor="bottom", bgcolor="white", bordercolor=GUIDE
-        )
-    if below:
-        figure.add_annotation(
-            name="caption",
-            text="<br>".join(plain(line, 200) for line in below),
-            x=0,
-            xref="paper",
-            xanchor="left",
-            y=0,
-            yref="paper",
-            yanchor="top",
-            yshift=-_X_AXIS,
-            align="left",
-            showarrow=False,
-            font={"size": 12.5, "color": "#404040"},
-        )
-    return figure
+        "meta": {"title_height": title_height, "caption_height": caption_height},
+    }
+    if not lines:
+        return layout, []
+    note = {
+        "name": "caption",
+        "text": "<br>".join(plain(line, 200) for line in lines),
+        "x": 0,
+        "xref": "paper",
+        "xanchor": "left",
+        "y": 0,
+        "yref": "paper",
+        "yanchor": "top",
+        "yshift": -_X_AXIS - below,
+        "align": "left",
+        "showarrow": False,
+        "font": {"size": 12.5, "color": "#404040"},
+    }
+    return layout, [note]
