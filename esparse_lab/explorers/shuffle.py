@@ -388,7 +388,9 @@ class Shuffle(Panel):
         pattern = Pattern.parse(s["pattern"])
         first, end = s["channels"]
         n_rows = min(s["rows"][1] - s["rows"][0], CELLS[0])
-        rows = np.linspace(s["rows"][0], s["rows"][1] - 1, n_rows).round().astype(int)
+        # Not the rows' own numbers: a browser draws even spacing three times as fast.
+        even = np.linspace(s["rows"][0], s["rows"][1] - 1, n_rows)
+        rows = np.floor(even + 0.5).astype(int)
         cell = 1
         if end - first > CELLS[1]:  # whole groups, whose mask says little: what it drops says more
             cell = pattern.m * math.ceil((end - first) / CELLS[1] / pattern.m)
@@ -424,10 +426,10 @@ class Shuffle(Panel):
                     z=z,
                     x0=first + (cell - 1) / 2,
                     dx=cell,
-                    y=rows,
+                    y=even,
                     customdata=custom,
                     coloraxis="coloraxis" if row == 2 else "coloraxis2",
-                    hovertemplate=f"row %{{y}}, position %{{x}}<br>{hover}<extra></extra>",
+                    hovertemplate=f"row %{{y:,.0f}}, position %{{x}}<br>{hover}<extra></extra>",
                     row=row,
                     col=col,
                 )

@@ -26,6 +26,9 @@ class Sketch:
         self.layout = grid.layout.to_plotly_json()
         del self.layout["template"]
         self.layout |= {"annotations": [], "shapes": []}
+        # Margins follow the labels already; plotly's default measures each label once more.
+        self.update_xaxes(ticklabeloverflow="allow")
+        self.update_yaxes(ticklabeloverflow="allow")
 
     def finish(self, **about) -> go.Figure:
         """The figure, with the `surroundings` of `about`."""
