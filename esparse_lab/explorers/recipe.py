@@ -3,6 +3,7 @@
 import asyncio
 import html
 from collections.abc import Callable
+from functools import cache
 from typing import get_args
 
 import ipywidgets as W
@@ -20,6 +21,7 @@ from esparse_lab.explorers.method_fields import MethodFields, Switch, method_fro
 from esparse_lab.explorers.panel import Panel
 from esparse_lab.explorers.prediction import Prediction, Predictor
 from esparse_lab.explorers.reading import Reading
+from esparse_lab.explorers.sketch import Sketch
 from esparse_lab.explorers.trial import Cancelled, Trial, running_on
 from esparse_lab.figures.style import (
     GRID,
@@ -29,7 +31,6 @@ from esparse_lab.figures.style import (
     OKABE_ITO,
     SEQUENTIAL,
     checked,
-    finish,
     log_axis,
     panel_title,
     plain,
@@ -271,20 +272,11 @@ class Recipe(Panel):
             _ABOVE,
             24 * min(len(runs), DRAWN + 1) + 54,
         )  # a heading of two lines, on a narrow page
-        figure = make_subplots(
-            rows=2,
-            cols=2,
-            specs=[[{}, {}], [{"type": "domain", "colspan": 2}, None]],
-            column_widths=[0.5, 0.5],
-            row_heights=heights,
-            horizontal_spacing=0.2,
-            vertical_spacing=_BETWEEN / (sum(heights) + _BETWEEN),
-        )
+        figure = Sketch(_grid(heights))
         self._add_prediction(figure, prediction)
         self._add_runs(figure, runs, chosen)
         self._add_table(figure, runs, chosen)
-        return finish(
-            figure,
+        return figure.finish(
             title=self._headline(prediction, runs[chosen]),
             caption=self._caption(prediction),
             plot_height=sum(heights) + _BETWEEN,
@@ -307,7 +299,7 @@ class Recipe(Panel):
             chosen &= runs[key] == wanted[key]
         return chosen
 
-    def _add_prediction(self, figure: go.Figure, prediction: Prediction | None) -> None:
+    def _add_prediction(self, figure: Sketch, prediction: Prediction | None) -> None:
         title = "(a) score that stays in each layer, predicted"
         z, roles, blocks, names = [[None]], [""], [0], [[""]]
         if prediction is not None:
@@ -316,7 +308,8 @@ class Recipe(Panel):
             layers = prediction.layers.pivot(index="role", columns="block", values="layer")
             z, roles, blocks = 100 * cells.to_numpy(float), [*cells.index], cells.columns
             names = layers.reindex(self.reading.roles).fillna("").to_numpy()
-        figure.add_heatmap(
+        figure.add_trace(
+            "heatmap",
             z=z,
             x=blocks,
             y=roles,
@@ -328,7 +321,7 @@ class Recipe(Panel):
             col=1,
         )
         panel_title(figure, title, row=1, col=1)
-        figure.update_xaxes(title_text=LABELS["block"], showgrid=False, row=1, col=1)
+        figure.update_xaxes(title={"text": LABELS["block"]}, showgrid=False, row=1, col=1)
         figure.update_yaxes(autorange="reversed", showgrid=False, row=1, col=1)
         figure.update_layout(
             coloraxis={
@@ -346,10 +339,11 @@ class Recipe(Panel):
             figure.update_yaxes(ticks="", row=1, col=1)
             self._say_in(figure, "x", "Its mask is not its score's:<br>prune to see.")
 
-    def _add_runs(self, figure: go.Figure, runs: pd.DataFrame, chosen: pd.Series) -> None:
+    def _add_runs(self, figure: Sketch, runs: pd.DataFrame, chosen: pd.Series) -> None:
         """Panel (b): perplexity of the latest runs, the dense model's as a line."""
         pruned = runs[~runs.dense.astype(bool)].tail(DRAWN)
-        figure.add_scatter(
+        figure.add_trace(
+            "scatter",
             x=pruned.perplexity,
             y=[f"{number}" for number in pruned.index],
             mode="markers+text",
@@ -367,21 +361,24 @@ class Recipe(Panel):
         )
         panel_title(figure, "(b) perplexity of the runs, by number", row=1, col=2)
         dense = runs[runs.dense.astype(bool)].perplexity
-        figure.update_yaxes(type="category", autorange="reversed", title_text="run", row=1, col=2)
-        figure.update_xaxes(title_text=LABELS["perplexity"], row=1, col=2)
+        figure.update_yaxes(
+            type="category", autorange="reversed", title={"text": "run"}, row=1, col=2
+        )
+        figure.update_xaxes(title={"text": LABELS["perplexity"]}, row=1, col=2)
         if len(pruned) == 0:
             self._say_in(figure, "x2", "No run yet: press “Measure perplexity”.")
             figure.update_xaxes(showticklabels=False, showgrid=False, ticks="", row=1, col=2)
-            figure.update_yaxes(title_text=None, ticks="", row=1, col=2)
+            figure.update_yaxes(title={"text": None}, ticks="", row=1, col=2)
             return
         axis = log_axis([*pruned.perplexity, *dense], headroom=0.18)
         figure.update_xaxes(**axis, row=1, col=2)
         for value in dense:
             line = {"color": GUIDE, "width": 1.5, "dash": "dash"}
             ends = {"x0": value, "x1": value, "y0": 0, "y1": 1}
-            figure.add_shape(type="line", **ends, xref="x2", yref="y2 domain", line=line)
+            place = {"type": "line", "xref": "x2", "yref": "y2 domain"}
+            figure.layout["shapes"].append({**place, **ends, "line": line})
 
-    def _add_table(self, figure: go.Figure, runs: pd.DataFrame, chosen: pd.Series) -> None:
+    def _add_table(self, figure: Sketch, runs: pd.DataFrame, chosen: pd.Series) -> None:
         """The runs, latest first, the dense model last."""
         shown = pd.concat(
             [runs[runs.dense.astype(bool)], runs[~runs.dense.astype(bool)].tail(DRAWN)]
@@ -412,7 +409,8 @@ class Recipe(Panel):
         }
         color = [_CHOSEN if here else INK for here in chosen[shown.index]]
         look = {"align": ["left"] * 5 + ["right"] * 5, "height": 24, "line": {"color": GRID}}
-        figure.add_table(
+        figure.add_trace(
+            "table",
             columnwidth=[0.5, 2, 0.9, 1, 1.6, 1.1, 0.9, 1, 1.1, 0.9],
             header={"values": [*columns], "fill": {"color": "#F2F2F2"}, "font_size": 12} | look,
             cells={
@@ -435,7 +433,7 @@ class Recipe(Panel):
             return ""
         return self._texts.get(run.settings, run.settings.partition("(")[2][:-1])
 
-    def _say_in(self, figure: go.Figure, axis: str, text: str) -> None:
+    def _say_in(self, figure: Sketch, axis: str, text: str) -> None:
         figure.add_annotation(
             text=text,
             x=0.5,
@@ -487,3 +485,16 @@ def _label(method: str, settings: str, pattern: str, search: str) -> str:
 
 def _or_dash(value: float, form: str) -> str:
     return "–" if np.isnan(value) else format(value, form)
+
+
+@cache
+def _grid(heights: tuple[int, int]) -> go.Figure:
+    return make_subplots(
+        rows=2,
+        cols=2,
+        specs=[[{}, {}], [{"type": "domain", "colspan": 2}, None]],
+        column_widths=[0.5, 0.5],
+        row_heights=heights,
+        horizontal_spacing=0.2,
+        vertical_spacing=_BETWEEN / (sum(heights) + _BETWEEN),
+    )
