@@ -10,7 +10,7 @@ from esparse_lab.methods import METHODS, PruningMethod, make_method, method_name
 from esparse_lab.permutation import SEARCHES, BlockShuffle, OrderSearch
 from esparse_lab.pruning import Calibration, Objective, Orders, Recipe, can_be_ordered
 from esparse_lab.reconstruction import Reconstruction
-from esparse_lab.rivals import RIVALS
+from esparse_lab.rivals import RIVALS, BestOf, SlotAssignment, StripePairs
 from esparse_lab.tuning import BlockTuning
 
 BEST_SEARCH = "gns+lbs"
@@ -165,11 +165,24 @@ def recipe_of(
     )
     if not _holds_groups(recipe.search, sparsity):
         raise InputError(
-            f"The search {search!r} shuffles inside blocks of {recipe.search.block} channels, "
-            f"which hold no whole groups of {sparsity.m}. Take 'gns' or 'none', or another pattern."
+            f"The search {search!r} shuffles inside blocks of {max(_blocks(recipe.search))} "
+            f"channels, which hold no whole groups of {sparsity.m}. Take 'gns' or 'none', or "
+            "another pattern."
         )
     return recipe
 
 
 def _holds_groups(search: OrderSearch | None, sparsity: Sparsity) -> bool:
-    return not isinstance(search, BlockShuffle) or search.block % sparsity.m == 0
+    return not any(block % sparsity.m for block in _blocks(search))
+
+
+def _blocks(search: OrderSearch | None) -> list[int]:
+    """The blocks that a search, or one that it begins with, shuffles channels in."""
+    match search:
+        case BlockShuffle():
+            return [search.block, *_blocks(search.start)]
+        case SlotAssignment() | StripePairs():
+            return _blocks(search.start)
+        case BestOf():
+            return [block for one in search.searches for block in _blocks(one)]
+    return []
