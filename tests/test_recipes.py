@@ -139,5 +139,5 @@ def test_words_that_do_not_go_together_are_refused(words, says):
 @pytest.mark.parametrize("search", ["gns+lbs", "lbs", "gns+lbs+assignment", "best-of"])
 def test_blocks_that_hold_no_whole_groups_are_refused_before_anything_runs(search):
     with pytest.raises(InputError, match="blocks of 256 channels, which hold no whole groups of 3"):
-        recipe_of(Wanda(), pattern="2:3", search=search)
-    assert recipe_of(Wanda(), pattern="2:3", search="assignment").search is not None
+        recipe_of(ESparse(), pattern="2:3", search=search)
+    assert recipe_of(ESparse(), pattern="2:3", search="assignment").search is not None
