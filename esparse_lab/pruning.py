@@ -301,7 +301,7 @@ def prune_block(
         tried = [
             replace(recipe, search=search, objective="score") for search in recipe.search.searches
         ]
-    aims = twin.outputs(index) if recipe.follows_dense_model else []
+    aims = twin.outputs(index) if recipe.follows_dense_model else None
 
     def prune(by: Recipe) -> list[PrunedLayer]:
         return _prune_groups(block, walk, twin, index, by, stats, sparsities, plans, given)
@@ -318,7 +318,7 @@ def prune_block(
     if recipe.tuning is not None:
         recipe.tuning.tune(walk, index, aims)
     if more and twin is not None:
-        twin.advance(index)
+        twin.advance(index, aims)
     if more and recipe.calibration != "dense":
         walk.advance(index)
     if walk is not None and (unseen := [p.name for p in pruned if not p.n_tokens]):

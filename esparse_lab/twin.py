@@ -60,10 +60,18 @@ class DenseTwin:
             for name, parameter in parameters.items():
                 parameter.data = pruned[name]
 
-    def advance(self, index: int) -> None:
-        """Move on from block `index` as it was before it was pruned."""
-        with self.dense(self.walk.blocks[index]):
-            self.walk.advance(index)
+    def advance(self, index: int, outputs: list[Tensor] | None = None) -> None:
+        """Move on from block `index` as it was before it was pruned.
+
+        Args:
+            index: of the block.
+            outputs: what `outputs` gave for it, where that was asked: the block is not run again.
+        """
+        if outputs is not None:
+            self.walk.hidden = outputs
+        else:
+            with self.dense(self.walk.blocks[index]):
+                self.walk.advance(index)
         self.weights = {}  # a second copy of the block: gone before the next one comes
 
     def outputs(self, index: int) -> list[Tensor]:
