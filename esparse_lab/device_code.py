@@ -25,6 +25,12 @@ def unavailable(device: torch.device | None = None) -> str:
     return ""
 
 
+@cache
+def runs_on(device: torch.device) -> bool:
+    """Whether nothing is `unavailable`, asked once a device: for calls that must cost little."""
+    return not unavailable(device)
+
+
 def compiled(
     source: Path, name: str, constants: Mapping[str, float], device: int, *, shared_bytes: int = 0
 ):

@@ -79,12 +79,7 @@ def _fuses(x: Tensor, weight: Tensor | None, index: Tensor) -> bool:
 
 @torch.compiler.assume_constant_result
 def _runs_on(device: torch.device) -> bool:
-    return not _unavailable(device)
-
-
-@cache
-def _unavailable(device: torch.device) -> str:
-    return device_code.unavailable(device)
+    return device_code.runs_on(device)
 
 
 _LIBRARY = torch.library.Library("esparse_lab", "FRAGMENT")

@@ -27,7 +27,7 @@ MOST_BYTES = 1 << 33
 
 def shuffles(scores: Tensor, pattern: Pattern, block: int) -> bool:
     """Whether the kernel can search this matrix, [row, channel], in blocks of so many channels."""
-    if scores.device.type != "cuda" or _unavailable(scores.device):
+    if scores.device.type != "cuda" or not device_code.runs_on(scores.device):
         return False
     channels = scores.shape[1]
     width = min(block, channels)
@@ -40,11 +40,6 @@ def shuffles(scores: Tensor, pattern: Pattern, block: int) -> bool:
         # Blocks must start where 16 bytes can be read.
         and (block % 4 == 0 or channels <= block)
     )
-
-
-@cache
-def _unavailable(device: torch.device) -> str:
-    return device_code.unavailable(device)
 
 
 def block_shuffles(
