@@ -16,8 +16,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from esparse_lab import PAPER_SHAPES, GemmShape, model_shapes
 from esparse_lab.errors import EsparseError
-from esparse_lab.gemm import PAPER_SHAPES, GemmShape, model_shapes
 from esparse_lab.gemm.algorithms import AlgorithmStore
 from esparse_lab.gemm.cusparselt import Product, library_version, padded_tokens
 from esparse_lab.gemm.search import found

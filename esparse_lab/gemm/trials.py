@@ -129,6 +129,7 @@ class _Child:
     def __init__(self, device: torch.device):
         self.device = device
         self.product: Product | None = None
+        self.plans: dict[bool, Plan] = {}
 
     def answer(self, question: dict) -> dict:
         if "algorithms" in question:
@@ -137,6 +138,7 @@ class _Child:
         trial = _from_json(question["time"])
         if trial.product != self.product:
             self.operands = self.stored = None  # the old ones first: there may be room for one set
+            self.plans = {}
             self.operands = Operands.random(trial.product, self.device, Pattern(2, 4))
             self.stored = self.operands.compressed()
             self.product = trial.product
@@ -148,14 +150,25 @@ class _Child:
         if trial.dense:
             return device_ms(self.operands.dense_calls(), **length)
         try:
-            plan = Plan(trial.product, self.device, trial.algorithm)
-            calls = self.operands.sparse_calls(plan, self.stored)
+            calls = self.operands.sparse_calls(self._plan(trial), self.stored)
             self.operands.y.fill_(float("nan"))
             time = device_ms(calls, **length)
         except EsparseError:
             torch.cuda.synchronize()  # raises if the device is lost
             return None
         return time if self.operands.error() < WRONG else None
+
+    def _plan(self, trial: Trial) -> Plan:
+        """A plan that stays, and is changed: one for whole sums, one for those that are split."""
+        algorithm = trial.algorithm
+        if algorithm is None:
+            return Plan(trial.product, self.device)
+        split = bool(algorithm.split_mode)
+        if split in self.plans:
+            self.plans[split].change(algorithm)
+        else:
+            self.plans[split] = Plan(trial.product, self.device, algorithm)
+        return self.plans[split]
 
 
 def _to_json(trial: Trial) -> dict:

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from esparse_lab.gemm import PAPER_SHAPES, bars, table5
+from esparse_lab import PAPER_SHAPES
+from esparse_lab.gemm import bars, table5
 from esparse_lab.tables import measured_on, recorded
 
 

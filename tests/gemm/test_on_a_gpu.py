@@ -25,9 +25,11 @@ from esparse_lab import (
 )
 from esparse_lab.gemm import cusparselt, search
 from esparse_lab.gemm.algorithms import AlgorithmStore
-from esparse_lab.gemm.cusparselt import Algorithm, Product
+from esparse_lab.gemm.clock import kernel_names
+from esparse_lab.gemm.cusparselt import Algorithm, Plan, Product
 from esparse_lab.gemm.linear import Choice
 from esparse_lab.gemm.nm_linear import LAUNCHES, Launch, nm_decompress
+from esparse_lab.gemm.operands import Operands
 
 pytestmark = [
     pytest.mark.gpu,
@@ -273,6 +275,27 @@ def test_a_layer_that_is_not_2_to_4_is_named_and_the_model_stays(model, store):
     assert not [m for m in model.modules() if isinstance(m, SparseLinear)]
     for one, other in zip(model.parameters(), before.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_changed_plan_runs_the_kernels_of_a_new_one():
+    device, product = torch.device("cuda"), Product(512, 256, 32, torch.float16)
+    operands = Operands.random(product, device, TWO_FOUR)
+    stored = operands.compressed()[:1]
+    whole = [Algorithm(i) for i in (3, 0, 5)]
+    split = [Algorithm(i, 2, "ONE_KERNEL") for i in (0, 5)]
+    for ways in (whole, split):
+        changed = Plan(product, device, ways[-1])
+        for way in ways:
+            changed.change(way)
+            ran = []
+            for plan in (changed, Plan(product, device, way)):
+                (call,) = operands.sparse_calls(plan, stored)
+                operands.y.fill_(float("nan"))
+                ran.append((kernel_names(call), operands.y.clone(), plan.workspace_bytes))
+                assert operands.error() < 1e-3
+            assert ran[0][0] == ran[1][0]
+            assert torch.equal(ran[0][1], ran[1][1])
+            assert ran[0][2] == ran[1][2]
 
 
 def test_a_second_start_searches_nothing(store, monkeypatch):

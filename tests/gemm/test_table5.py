@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from esparse_lab.gemm import PAPER_SHAPES, table5
+from esparse_lab import PAPER_SHAPES
+from esparse_lab.gemm import table5
 from esparse_lab.tables import paper_table
 
 
