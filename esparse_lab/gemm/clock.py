@@ -93,7 +93,7 @@ def kernel_names(call: Call) -> list[str]:
     call()
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         call()
         torch.cuda.synchronize()
     seen = [event for event in profile.events() if event.device_type.name == "CUDA"]
