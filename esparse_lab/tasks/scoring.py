@@ -66,15 +66,14 @@ def choice_loglikelihoods(
 
 
 def _stems(
-    tokenizer: PreTrainedTokenizerBase, questions: Iterable[Question], longest: int
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], longest: int
 ) -> Iterator[_Stem]:
     place = 0
-    for question in questions:
-        context = question.context.rstrip()
-        blanks = question.context[len(context) :]
-        read = tokenizer.encode(context)
-        texts = [f"{context}{blanks} {choice}" for choice in question.choices]
-        answers = [tokenizer.encode(text)[len(read) :] for text in texts]
+    texts = [f"{q.context} {choice}" for q in questions for choice in q.choices]
+    contexts = _encoded(tokenizer, [question.context.rstrip() for question in questions])
+    wholes = iter(_encoded(tokenizer, texts))  # at once, so that the tokenizer can use all cores
+    for question, read in zip(questions, contexts, strict=True):
+        answers = [next(wholes)[len(read) :] for _ in question.choices]
         places = list(range(place, place + len(answers)))
         place += len(answers)
         for choice, answer in zip(question.choices, answers, strict=True):
@@ -89,6 +88,10 @@ def _stems(
         else:
             for some, answer, own in zip(room, answers, places, strict=True):
                 yield _Stem(read[-some:], [answer], [own])
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts).input_ids if texts else []
 
 
 def _batches(stems: Iterable[_Stem], tokens_at_once: int) -> Iterator[list[_Stem]]:
