@@ -281,6 +281,14 @@ def recorded(name: str, table: str) -> tuple[pd.DataFrame, dict] | None:
     return pd.read_csv(path), json.loads((REFERENCE / "records" / f"{name}.json").read_text())
 
 
+def recorded_together(names: Sequence[str], table: str) -> tuple[pd.DataFrame, dict] | None:
+    """As `recorded`, of several runs one below the other; the record is the first one's."""
+    found = [one for one in (recorded(name, table) for name in names) if one is not None]
+    if not found:
+        return None
+    return pd.concat([frame for frame, _ in found], ignore_index=True), found[0][1]
+
+
 def measured_on(record: dict) -> str:
     """Device, date and PyTorch of a run record, for captions; cuSPARSELt's version where kept."""
     library = record["facts"].get("cusparselt")

@@ -170,15 +170,16 @@ def test_times_of_sparse_products_are_the_kept_ones():
         pd.read_csv(REFERENCE / "tables" / f"{name}.csv")
         for name in ("gemm_h100.times", "gemm_few_tokens_h100.times", "end_to_end_h100.steps")
     )
-    ms = steps.set_index(["form", "phase", "batch"]).ms
-    rows = rows_of_readme(r"(Table 5, |16 tokens, |LLaMA-7B, \w+, batch)")
-    assert len(rows) == 13
+    larger = pd.read_csv(REFERENCE / "tables" / "end_to_end_13b_h100.steps.csv")
+    ms = pd.concat([steps, larger]).set_index(["shape", "form", "phase", "batch"]).ms
+    rows = rows_of_readme(r"(Table 5, |16 tokens, |LLaMA-\d+B, \w+, batch)")
+    assert len(rows) == 15
     for what, *figures, kernel in rows:
         form = {"cuSPARSELt": "cusparselt", "ours, compressed": "compressed"}[kernel]
         first, *words, last = what.split(", ")
-        if first == "LLaMA-7B":
+        if first.startswith("LLaMA"):
             key = words[0], int(words[1].split()[1])
-            dense, sparse = ms["dense", *key], ms[f"{form} {last}", *key]
+            dense, sparse = ms[first, "dense", *key], ms[first, f"{form} {last}", *key]
         elif first == "Table 5":
             row = times[(times.name == words[0]) & (times.dtype == last)].squeeze()
             dense, sparse = row.dense_ms, row.sparse_ms
@@ -191,3 +192,47 @@ def test_times_of_sparse_products_are_the_kept_ones():
     least, most = calls.microseconds.min().round(), calls.microseconds.max().round()
     assert f"CPU {least.SparseLinear:.0f} to {most.SparseLinear:.0f} µs" in README
     assert f"path {least['torch.sparse']:.0f} to {most['torch.sparse']:.0f}" in README
+
+
+def test_searches_and_gathers_are_the_kept_ones():
+    race = pd.read_csv(REFERENCE / "tables" / "searches_h100.race.csv")
+    race = race.set_index(["search", "case"])
+    names = {
+        "apex `channel_swap`": "apex channel_swap",
+        "apex, stripe groups of two": "apex stripe groups of two",
+        "GNS + LBS": "gns+lbs",
+        "GNS + LBS + assignment": "gns+lbs+assignment",
+    }
+
+    def took(seconds):
+        return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+    rows = rows_of_readme(r"(apex|GNS \+ LBS).* % in ")
+    assert [row[0] for row in rows] == [*names]
+    for name, *cells in rows:
+        for case, said in zip(("random1024", "real1024"), cells, strict=True):
+            row = race.loc[names[name], case]
+            assert said == f"{row.retained_share:.3%} in {took(row.seconds)}".replace("%", " %")
+    lbs = race.loc["gns+lbs"].seconds
+    assert f"takes {took(lbs.random4096)} for 4,096" in README
+    assert f"4,096, {lbs.embedded * 1e3:.0f} ms for all 210" in README
+    assert f"and {took(lbs.llama7b)} for the 224" in README
+    times = pd.read_csv(REFERENCE / "tables" / "gather_norm_h100.times.csv")
+    of_size = times[(times.norm == "rms") & (times.width == 4096) & (times.tokens == 4096)]
+    least = of_size.set_index("form").microseconds
+    alone, apart = least["norm, compiled"], least["norm + index_select, compiled"]
+    assert f"takes {alone:.1f} µs compiled, {least['ours']:.1f} µs with a gather" in README
+    assert f"{apart:.1f} µs with `index_select`" in README
+
+
+def test_the_converted_model_and_its_memory_are_the_kept_ones():
+    texts = pd.read_csv(REFERENCE / "tables" / "generate_h100.texts.csv")
+    alike = texts[texts["dense"] == texts["sparse"]]
+    assert len(alike) == len(texts)
+    assert set(texts.same_tokens) == {64}
+    assert f"continued {len(texts)} prompts by the same 64 tokens" in README
+    held = pd.read_csv(REFERENCE / "tables" / "memory_h100.weights.csv")
+    held = held.set_index(["model", "form"]).allocated_gib
+    for model, words in (("LLaMA-7B", "fell from\n{} to {} GiB"), ("LLaMA-13B", "from {} to {} (")):
+        both = (f"{held[model, form]:.2f}" for form in ("dense", "sparse"))
+        assert words.format(*both) in README
