@@ -16,8 +16,8 @@ from torch import Tensor
 # On a CPU, torch sums an L1 distance in one chain of dependent additions. Rows in pieces of this
 # many let neighbouring pairs overlap: twice as fast, and rounds less.
 ROWS_AT_ONCE = 64
-# A numba call sums so many rows before it adds to the result: what it reads stays in the cache.
-ROWS_IN_CACHE = 1024
+# A numba call sums so many rows of so many columns before it goes on: they stay in the cache.
+ROWS_IN_CACHE, COLUMNS_IN_CACHE = 1024, 128
 
 
 class MaximumSums:
@@ -83,30 +83,36 @@ def _compiled() -> Callable[[np.ndarray, np.ndarray, np.ndarray], None] | None:
         return None
 
     def maximum_sums(x, y, out):
-        n_rows = x.shape[1]
-        for start in range(0, n_rows, ROWS_IN_CACHE):
-            end = min(start + ROWS_IN_CACHE, n_rows)
-            # Two columns by two: each value that is loaded serves two sums.
-            for a in range(0, len(y), 2):
-                a1 = min(a + 1, len(y) - 1)
-                y0, y1 = y[a, start:end], y[a1, start:end]
-                for c in range(0, len(x), 2):
-                    c1 = min(c + 1, len(x) - 1)
-                    x0, x1 = x[c, start:end], x[c1, start:end]
-                    s00 = s01 = s10 = s11 = np.float32(0)
-                    for i in range(end - start):
-                        p, q, u, v = x0[i], x1[i], y0[i], y1[i]
-                        s00 += p if p > u else u
-                        s01 += q if q > u else u
-                        s10 += p if p > v else v
-                        s11 += q if q > v else v
-                    out[a, c] += s00
-                    if c1 > c:
-                        out[a, c1] += s01
-                    if a1 > a:
-                        out[a1, c] += s10
-                        if c1 > c:
-                            out[a1, c1] += s11
+        def eight(x0, x1, x2, x3, y0, y1):
+            s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = np.float32(0)
+            for i in range(len(x0)):
+                p, q, r, s, u, v = x0[i], x1[i], x2[i], x3[i], y0[i], y1[i]
+                s00 += p if p > u else u
+                s01 += q if q > u else u
+                s02 += r if r > u else u
+                s03 += s if s > u else u
+                s10 += p if p > v else v
+                s11 += q if q > v else v
+                s12 += r if r > v else v
+                s13 += s if s > v else v
+            return (s00, s01, s02, s03), (s10, s11, s12, s13)
+
+        last_x, last_y = len(x) - 1, len(y) - 1
+        for start in range(0, x.shape[1], ROWS_IN_CACHE):
+            rows = slice(start, min(start + ROWS_IN_CACHE, x.shape[1]))
+            for tile in range(0, len(x), COLUMNS_IN_CACHE):
+                # Four columns by two: each value that is loaded serves several sums.
+                for a in range(0, len(y), 2):
+                    y0, y1 = y[a, rows], y[min(a + 1, last_y), rows]
+                    for c in range(tile, min(tile + COLUMNS_IN_CACHE, len(x)), 4):
+                        c1, c2, c3 = min(c + 1, last_x), min(c + 2, last_x), min(c + 3, last_x)
+                        first, second = eight(
+                            x[c, rows], x[c1, rows], x[c2, rows], x[c3, rows], y0, y1
+                        )
+                        for i in range(min(4, len(x) - c)):
+                            out[a, c + i] += first[i]
+                            if a < last_y:
+                                out[a + 1, c + i] += second[i]
 
     options = {"fastmath": True, "nogil": True, "error_model": "numpy"}
     try:
