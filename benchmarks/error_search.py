@@ -6,8 +6,9 @@ It stands here and not in the package until it has shown that it pays: see `prox
 import torch
 from torch import Tensor
 
+from esparse_lab.group_scores import descending
 from esparse_lab.masks import Pattern, nm_mask
-from esparse_lab.permutation import ChannelOrder, descending, ordered_mask
+from esparse_lab.permutation import ChannelOrder, ordered_mask
 from esparse_lab.rivals import ways_to_part
 
 # A fall of the error below this share of it may be rounding.

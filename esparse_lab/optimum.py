@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from esparse_lab.errors import InputError
+from esparse_lab.group_scores import descending
 from esparse_lab.masks import Pattern
-from esparse_lab.permutation import ChannelOrder, descending, retained_share
+from esparse_lab.permutation import ChannelOrder, retained_share
 
 # All arrangements of so many channels are covered in about a second.
 MOST_CHANNELS = 16

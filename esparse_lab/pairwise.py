@@ -6,12 +6,13 @@ CPU a function that numba compiles is several times as fast, and is used where n
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from esparse_lab.threads import in_shares
 
 # On a CPU, torch sums an L1 distance in one chain of dependent additions. Rows in pieces of this
 # many let neighbouring pairs overlap: twice as fast, and rounds less.
@@ -52,26 +53,8 @@ class MaximumSums:
     def _by_numba(self, x: Tensor, y: Tensor) -> Tensor:
         out = torch.zeros(len(y), len(x))
         columns, wanted, sums = x.numpy(), np.ascontiguousarray(y.numpy()), out.numpy()
-        n_threads = torch.get_num_threads()
-        share = -(-len(y) // n_threads)
-        parts = range(0, len(y), max(share, 1))
-        if len(parts) == 1:
-            self._compiled(columns, wanted, sums)
-        else:
-            jobs = [
-                _threads(n_threads).submit(
-                    self._compiled, columns, wanted[i : i + share], sums[i : i + share]
-                )
-                for i in parts
-            ]
-            for job in jobs:
-                job.result()
+        in_shares(len(y), lambda some: self._compiled(columns, wanted[some], sums[some]))
         return out
-
-
-@cache
-def _threads(n: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(n, "maximum-sums")
 
 
 @cache

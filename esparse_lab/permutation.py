@@ -15,6 +15,7 @@ from torch import Tensor
 
 from esparse_lab import shuffle_kernel
 from esparse_lab.errors import InputError
+from esparse_lab.group_scores import descending, group_scores, scores_inside
 from esparse_lab.masks import Pattern, in_groups, nm_mask
 from esparse_lab.pairwise import MaximumSums
 
@@ -295,33 +296,17 @@ class _Blocks:
     def _update(self, blocks: Tensor, groups: Tensor) -> None:
         """Bring `worth` and `kept_by_group` up to date for `groups` [b, t] of `blocks` [b]."""
         channels = self.members[blocks[:, None], groups]  # [b, t, m]
-        inside = self.x[blocks[:, None, None], channels]  # [b, t, m, r]
-        in_order = descending(inside)
-        top, bar, below = in_order[: self.n], in_order[self.n - 1], in_order[self.n]
-        kept = torch.stack(top).sum(dim=0)  # [b, t, r]
-        # Without channel a, the group keeps its best n - 1 others whatever comes in a's place, and
-        # the newcomer competes with the n-th: both follow from whether a is among the kept.
-        secure = kept[:, :, None] - torch.maximum(inside, bar[:, :, None])
-        rival = torch.where(inside >= bar[:, :, None], below[:, :, None], bar[:, :, None])
-        group_kept = kept.sum(dim=-1, dtype=torch.float64)
-        self.kept_by_group[blocks[:, None], groups] = group_kept
+        if self.x.device.type == "cpu":  # one block
+            found = group_scores(self.x[blocks.item()], channels[0], self.n)
+            rival, secure, kept = (term[None] for term in found)
+        else:
+            inside = self.x[blocks[:, None, None], channels]  # [b, t, m, r]
+            rival, secure, kept = scores_inside(inside, self.n)
+        self.kept_by_group[blocks[:, None], groups] = kept
         maximum = self.maximum_sums(blocks, rival.flatten(1, 2))
-        now = group_kept.float()[:, :, None].expand(-1, -1, self.m).flatten(1)
-        worth = maximum + (secure.sum(dim=-1).flatten(1) - now)[:, :, None]
+        now = kept.float()[:, :, None].expand(-1, -1, self.m).flatten(1)
+        worth = maximum + (secure.flatten(1) - now)[:, :, None]
         self.worth[blocks[:, None], channels.flatten(1)] = worth
-
-
-def descending(x: Tensor) -> list[Tensor]:
-    """`x` [..., m, r] sorted along m, largest first, as m tensors [..., r].
-
-    A network of comparisons: for a handful of members it beats a sort along a strided axis.
-    """
-    members = list(x.unbind(dim=-2))
-    for round_ in range(len(members)):
-        for i in range(round_ % 2, len(members) - 1, 2):
-            a, b = members[i], members[i + 1]
-            members[i], members[i + 1] = torch.maximum(a, b), torch.minimum(a, b)
-    return members
 
 
 def disjoint_best(gain: Tensor, least: Tensor, at_once: int | None) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from esparse_lab.errors import EsparseError, InputError
+from esparse_lab.group_scores import descending
 from esparse_lab.masks import Pattern
 from esparse_lab.pairwise import MaximumSums
 from esparse_lab.permutation import (
@@ -18,7 +19,6 @@ from esparse_lab.permutation import (
     GlobalShuffle,
     OrderSearch,
     SearchStep,
-    descending,
     disjoint_best,
     retained_share,
     search_order,
