@@ -217,6 +217,8 @@ def test_searches_and_gathers_are_the_kept_ones():
     assert f"takes {took(lbs.random4096)} for 4,096" in README
     assert f"4,096, {lbs.embedded * 1e3:.0f} ms for all 210" in README
     assert f"and {took(lbs.llama7b)} for the 224" in README
+    on_cores = pd.read_csv(REFERENCE / "tables" / "shuffle_cpu.csv").set_index("search")
+    assert f"({on_cores.seconds['gns+lbs']:.1f} s on two CPU cores" in README
     times = pd.read_csv(REFERENCE / "tables" / "gather_norm_h100.times.csv")
     of_size = times[(times.norm == "rms") & (times.width == 4096) & (times.tokens == 4096)]
     least = of_size.set_index("form").microseconds
