@@ -21,26 +21,28 @@ from esparse_lab.explorers.sketch import Sketch
 from esparse_lab.figures.style import (
     GUIDE,
     LABELS,
-    MAX_POINTS,
     OKABE_ITO,
     log_axis,
     panel_title,
     thinned,
-    thinning_note,
 )
 from esparse_lab.methods import ESparse
 from esparse_lab.models import LoadedModel
 
 SORTED = 100  # channels in the sorted curves, as in the paper's Figure 2
+MOST = 4_000  # points of one panel: an SVG of more is slow
+MOST_IN_A_ROW = 600  # where a channel has a place of its own across: two a pixel say no more
 CURVES = 5  # histograms drawn at once
 LOST, EVEN, GAINED = "#D55E00", "#B4B4B4", "#0072B2"
 CURVE_COLORS = [OKABE_ITO[i] for i in (2, 3, 6, 4, 5)]  # none of those above
-_COLUMNS = ["channel", "norm", "entropy_nats", "norm_rank", "esparse_rank", "ranks_gained"]
-_HOVER = (
-    "channel %{customdata[0]}<br>norm %{customdata[1]:.4g}, entropy %{customdata[2]:.3f} nats"
-    "<br>rank %{customdata[3]} by norm, %{customdata[4]} with entropy (%{customdata[5]:+d})"
-    "<extra></extra>"
-)
+# A hover tells what its panel draws: the other columns would have to be sent with every redraw.
+_HOVER_OF = {
+    "norm": "norm %{{{axis}:.4g}}",
+    "entropy_nats": "entropy %{{{axis}:.3f}} nats",
+    "position": "rank %{{{axis}}} by norm",
+    "norm_rank": "rank %{{{axis}}} by norm",
+}
+_GAINED = "%{marker.color:+d} ranks by the entropy"
 # Panels of points: title, column across, column up, place.
 _PANELS = (
     ("(a) entropy against norm", "norm", "entropy_nats", 1, 1),
@@ -162,12 +164,11 @@ class Channels(Panel):
         if bad := [c for c in self.settings["channels"] if c >= size]:
             raise InputError(f"{frame.layer[0]} has channels 0 to {size - 1}, got {bad[0]}.")
         ranked = frame.sort_values("norm_rank")
-        most = MAX_POINTS // len(_PANELS)
         views = {
-            "norm": thinned(ranked, most),
+            "norm": thinned(ranked, MOST),
             "position": ranked.head(SORTED).assign(position=ranked.norm_rank.head(SORTED)),
-            "channel": thinned(frame, most),
-            "norm_rank": thinned(ranked, most),
+            "channel": thinned(frame, MOST_IN_A_ROW),
+            "norm_rank": thinned(ranked, MOST_IN_A_ROW),
         }
         chosen = frame[frame.chosen].sort_values("entropy_nats", kind="stable")
         curves = thinned(chosen, CURVES)
@@ -184,8 +185,8 @@ class Channels(Panel):
                 unselected={"marker": {"opacity": 0.85}},
                 selected={"marker": {"opacity": 0.85}},
                 opacity=0.85,
-                customdata=points[_COLUMNS].to_numpy(float),
-                hovertemplate=_HOVER,
+                customdata=points.channel.to_numpy(),
+                hovertemplate=_hover(across, up),
                 showlegend=False,
                 row=row,
                 col=col,
@@ -194,7 +195,7 @@ class Channels(Panel):
         for _title, across, up, row, col in _PANELS:
             rings = chosen.assign(position=chosen.norm_rank)
             rings = rings[rings.norm_rank <= SORTED] if across == "position" else rings
-            rings = thinned(rings, most)
+            rings = thinned(rings, MOST)
             # Those with a histogram last, so that they lie on top.
             drawn = rings.channel.isin(colors)
             rings = pd.concat([rings[~drawn], rings[drawn]])
@@ -254,7 +255,7 @@ class Channels(Panel):
             title=self._headline(frame),
             caption=self._caption(),
             plot_height=760,
-            notes=self._notes(frame, min(most, size)),
+            notes=self._notes(frame),
             panel_titles=True,
             right=90,
         )
@@ -349,14 +350,18 @@ class Channels(Panel):
             "says; orange: for less."
         )
 
-    def _notes(self, frame: pd.DataFrame, drawn: int) -> list[str]:
+    def _notes(self, frame: pd.DataFrame) -> list[str]:
         n_chosen = len(self.settings["channels"])
         notes = [f"Chosen: {n_chosen} of {len(frame):,} channels."]
         if n_chosen > CURVES:
             notes.append(f"(b) shows {CURVES} of them, spread over their entropies.")
         if dead := int((frame.norm <= 0).sum()):
             notes.append(f"Not in (a): {dead} channels of norm 0 (log axis).")
-        return [*notes, thinning_note(drawn, len(frame))]
+        size = len(frame)
+        if size > MOST_IN_A_ROW:
+            of_all = "In (e) and (f)" if size <= MOST else f"In (a) {MOST:,}, in (e) and (f)"
+            notes.append(f"{of_all} {MOST_IN_A_ROW:,} of {size:,} channels, evenly spaced.")
+        return notes
 
 
 @cache
@@ -364,6 +369,15 @@ def _grid() -> go.Figure:
     return make_subplots(
         rows=3, cols=2, horizontal_spacing=0.09, vertical_spacing=0.11, column_widths=[0.5, 0.5]
     )
+
+
+def _hover(across: str, up: str) -> str:
+    told = [
+        _HOVER_OF[column].format(axis=axis)
+        for axis, column in (("x", across), ("y", up))
+        if column in _HOVER_OF
+    ]
+    return f"channel %{{customdata}}<br>{', '.join(told)}<br>{_GAINED}<extra></extra>"
 
 
 def _axis(column: str) -> str:

@@ -53,6 +53,7 @@ class Reading:
         self.blocks: list[Block] = self._walk.blocks
         self.roles = role_names(self.blocks)
         self._hidden = {0: self._walk.hidden}
+        self._names: dict[tuple[int, str], str] = {}
         self._marks: dict[int, float] = {}
         self._inputs: dict[tuple[int, int], Tensor] = {}  # by block and group, the latest last
         self._stats: dict[tuple[str, Needs], LayerStats] = {}
@@ -85,7 +86,9 @@ class Reading:
 
     def layer(self, block: int, role: str) -> str:
         """Full name of a layer; raises `InputError` with the roles that the block has."""
-        return find_layer(self.loaded.model, block, role)
+        if (block, role) not in self._names:  # finding one goes through the whole model
+            self._names[block, role] = find_layer(self.loaded.model, block, role)
+        return self._names[block, role]
 
     def weight(self, block: int, role: str) -> Tensor:
         """The layer's weights, [out, in]."""

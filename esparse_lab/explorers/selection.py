@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 
 def points_inside(figure: go.Figure, selections: Iterable[Mapping], n_traces: int) -> list[int]:
-    """What the points inside stand for: the first of their `customdata`, sorted, each once.
+    """What the points inside stand for: their `customdata`, whole numbers, sorted, each once.
 
     Args:
         figure: with the points in its first `n_traces` traces.
@@ -25,7 +25,7 @@ def points_inside(figure: go.Figure, selections: Iterable[Mapping], n_traces: in
                 around_x = _on_screen(figure, trace.xaxis, corners[:, 0])
                 around_y = _on_screen(figure, trace.yaxis, corners[:, 1])
                 inside = _inside(x, y, around_x, around_y)
-                found.update(np.asarray(trace.customdata)[inside, 0].astype(int).tolist())
+                found.update(np.asarray(trace.customdata)[inside].astype(int).tolist())
     return sorted(found)
 
 

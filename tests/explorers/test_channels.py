@@ -30,7 +30,7 @@ def test_the_points_are_those_of_a_whole_run(panel, loaded, tokens):
     )["model.layers.1.mlp.down_proj"]
     wanted = tables.rank_change_table(stats, el.ESparse(alpha=3.0))
     points = panel.figure().data[0]
-    order = np.argsort([c[0] for c in points.customdata])
+    order = np.argsort(points.customdata)
     assert np.allclose(np.array(points.x)[order], wanted.norm)
     assert np.allclose(np.array(points.y)[order], wanted.entropy_nats)
     assert np.array_equal(np.array(points.marker.color)[order], wanted.ranks_gained)
@@ -143,3 +143,22 @@ def test_the_next_block_is_read_while_nobody_waits(panel, monkeypatch):
     panel.set(block=2)
     assert "model.layers.2." in panel.figure().layout.title.text
     panel.ahead()  # it was the last one: nothing lies ahead
+
+
+def test_a_wide_layer_is_thinned_where_a_channel_has_its_own_place(panel, monkeypatch):
+    size = len(panel.to_frame())
+    monkeypatch.setattr("esparse_lab.explorers.channels.MOST_IN_A_ROW", 7)
+    panel.set(alpha=2.0)
+    figure = panel.figure()
+    counts = [len(trace.x) for trace in figure.data[:5]]
+    assert counts[:1] + counts[3:] == [size, 7, 7]
+    said = " ".join(a.text.replace("<br>", " ") for a in figure.layout.annotations)
+    assert f"In (e) and (f) 7 of {size} channels, evenly spaced." in said
+
+
+def test_a_point_tells_what_its_panel_shows(panel):
+    hovers = [trace.hovertemplate for trace in panel.figure().data[:5]]
+    assert all(h.startswith("channel %{customdata}<br>") for h in hovers)
+    assert "norm %{x:.4g}, entropy %{y:.3f} nats" in hovers[0]
+    assert "rank %{x} by norm, norm %{y:.4g}" in hovers[1]
+    assert "rank %{x} by norm<br>%{marker.color:+d} ranks" in hovers[4]

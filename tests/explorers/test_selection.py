@@ -10,11 +10,11 @@ from esparse_lab.explorers.selection import points_inside
 def grid(log=False):
     """Points 10 * column + row at (column, row); two panels, the second one without points."""
     x, y = np.meshgrid(np.arange(1, 6), np.arange(1, 6))
-    ids = (10 * x + y).ravel()[:, None]
+    ids = (10 * x + y).ravel()
     figure = go.Figure(
         [
             go.Scatter(x=x.ravel(), y=y.ravel(), customdata=ids, xaxis="x", yaxis="y"),
-            go.Scatter(x=[1], y=[1], customdata=[[99]], xaxis="x2", yaxis="y2"),
+            go.Scatter(x=[1], y=[1], customdata=[99], xaxis="x2", yaxis="y2"),
         ]
     )
     figure.update_layout(xaxis2={}, yaxis2={})
@@ -39,7 +39,7 @@ def test_a_lasso_holds_what_lies_in_it():
 def test_a_slanted_edge_is_straight_on_a_log_axis():
     # From (1, 1) to (4, 3): on screen its middle is x = 2, in data it would be 2.5.
     triangle = {"type": "path", "path": "M1,1L4,3L0.1,3Z", "xref": "x", "yref": "y"}
-    figure = go.Figure(go.Scatter(x=[1.99, 2.01], y=[2, 2], customdata=[[1], [2]]))
+    figure = go.Figure(go.Scatter(x=[1.99, 2.01], y=[2, 2], customdata=[1, 2]))
     figure.data[0].update(xaxis="x", yaxis="y")
     assert points_inside(figure.update_xaxes(type="log"), [triangle], 1) == [1]
 
