@@ -37,6 +37,7 @@ from esparse_lab.errors import EsparseError, InputError, unknown
 from esparse_lab.explorers.controls import Control
 
 PLOTLY = "application/vnd.plotly.v1+json"
+LEAST_WIDTH = "660px"  # a figure in a narrower window is scrolled sideways: its labels would meet
 IDLE = 0.15  # seconds without a change, after which `ahead` is called
 
 # The clipboard is the one thing that ipywidgets cannot reach; the text is beside the button anyway.
@@ -243,7 +244,9 @@ class Panel(ABC):
 
     def _arrange(self) -> None:
         # Only what changes is replaced: plotly's views go on listening after they are gone.
-        self._face.children = (*self._head, self._plot, *self.below())
+        wide = W.VBox((self._plot,), layout={"min_width": LEAST_WIDTH, "flex": "1 1 auto"})
+        sideways = W.Box((wide,), layout={"overflow": "auto hidden"})
+        self._face.children = (*self._head, sideways, *self.below())
 
     def _new_plot(self) -> go.FigureWidget:
         self._sent = self._shown

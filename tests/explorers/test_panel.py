@@ -15,6 +15,11 @@ from esparse_lab.masks import parse_sparsity
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
+def inside(widget):
+    """The widget and all that it holds."""
+    return [widget, *(w for child in getattr(widget, "children", ()) for w in inside(child))]
+
+
 class Curve(Panel):
     """y = slope * x over `points` points; knows no slope of 13."""
 
@@ -153,7 +158,8 @@ def test_a_change_of_the_kinds_of_traces_makes_a_new_live_figure(curve):
     curve.draw = lambda: go.Figure([go.Bar(y=[1]), go.Bar(y=[2])])
     curve.set(slope=5)
     assert curve.plot is not plot
-    assert curve.plot in curve.widget.children
+    assert curve.plot in inside(curve.widget)
+    assert plot not in inside(curve.widget)
     assert [t.type for t in curve.plot.data] == ["bar", "bar"]
 
 
