@@ -244,9 +244,7 @@ class Panel(ABC):
 
     def _arrange(self) -> None:
         # Only what changes is replaced: plotly's views go on listening after they are gone.
-        wide = W.VBox((self._plot,), layout={"min_width": LEAST_WIDTH, "flex": "1 1 auto"})
-        sideways = W.Box((wide,), layout={"overflow": "auto hidden"})
-        self._face.children = (*self._head, sideways, *self.below())
+        self._face.children = (*self._head, self._sideways, *self.below())
 
     def _new_plot(self) -> go.FigureWidget:
         self._sent = self._shown
@@ -255,6 +253,8 @@ class Panel(ABC):
         self._views, self._reported = plot._view_count, False
         plot.observe(self._fit, ["_view_count", "_js2py_traceDeltas"])
         self.connect(plot)
+        wide = W.VBox((plot,), layout={"min_width": LEAST_WIDTH, "flex": "1 1 auto"})
+        self._sideways = W.Box((wide,), layout={"overflow": "auto hidden"})
         return plot
 
     def _fit(self, change: dict) -> None:
