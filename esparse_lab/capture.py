@@ -4,7 +4,7 @@ Hooks come off whatever happens. Only one block's activations are held at a time
 states that travel from block to block.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -295,6 +295,7 @@ def collect_layer_stats(
     *,
     histogram: Histogram | None = Histogram(),
     needs: Needs | None = None,
+    layers: Collection[str] | None = None,
     progress: bool = True,
 ) -> dict[str, LayerStats]:
     """Input statistics of every prunable layer of the model as it is (nothing is pruned).
@@ -304,6 +305,7 @@ def collect_layer_stats(
         tokens: calibration tokens, int64 [sequence, position].
         histogram: how entropies are binned; None for norms alone, which is cheaper.
         needs: everything to measure, in place of `histogram`.
+        layers: names of those to measure, so that blocks behind the last are not run; None: all.
         progress: show a bar, one step a block.
 
     Returns:
@@ -311,14 +313,23 @@ def collect_layer_stats(
 
     Raises:
         EsparseError: if an activation is not finite (names the layer) or the architecture is
-            not known; InputError if the tokens do not fit the model.
+            not known; InputError if the tokens do not fit the model, or it has no such layer.
     """
     walk = BlockWalk.start(model, tokens)
     needs = needs or Needs(histogram)
+    block_of = {name: index for index, block in enumerate(walk.blocks) for name in block.layers}
+    wanted = set(block_of if layers is None else layers)
+    for name in wanted - block_of.keys():
+        raise unknown("layer", name, block_of)
+    last = max((block_of[name] for name in wanted), default=-1)
     stats: dict[str, LayerStats] = {}
-    for index in tqdm(range(len(walk.blocks)), "statistics", unit="block", disable=not progress):
+    for index in tqdm(range(last + 1), "statistics", unit="block", disable=not progress):
+        if wanted.isdisjoint(walk.blocks[index].layers):
+            walk.hidden = list(walk.run(index))
+            continue
         returned: list[Tensor] = []
-        stats |= block_stats(walk, index, needs, returned)
+        of_block = block_stats(walk, index, needs, returned)
+        stats |= {name: found for name, found in of_block.items() if name in wanted}
         walk.hidden = returned
     return stats
 

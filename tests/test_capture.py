@@ -174,3 +174,20 @@ def test_sequences_longer_than_learned_positions_are_refused(model_type, learned
             check_tokens(model, longer)
     else:
         check_tokens(model, longer)
+
+
+def test_some_layers_alone_are_those_of_a_whole_run(tiny_llama, tokens):
+    whole = collect_layer_stats(tiny_llama, tokens, progress=False)
+    some = ["model.layers.1.mlp.down_proj", "model.layers.1.self_attn.q_proj"]
+    ran = []
+    for index, layer in enumerate(tiny_llama.model.layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, index=index: ran.append(index))
+    found = collect_layer_stats(tiny_llama, tokens, layers=some, progress=False)
+    assert set(found) == set(some)
+    assert set(ran) == {0, 1} != set(range(len(tiny_llama.model.layers)))
+    for name, stats in found.items():
+        assert torch.equal(stats.norm, whole[name].norm)
+        assert torch.equal(stats.entropy, whole[name].entropy)
+    assert collect_layer_stats(tiny_llama, tokens, layers=[], progress=False) == {}
+    with pytest.raises(InputError, match="Unknown layer 'down'"):
+        collect_layer_stats(tiny_llama, tokens, layers=["down"], progress=False)
