@@ -190,8 +190,8 @@ def compress(weight: Tensor, name: str = "weight") -> Tensor:
         name: what errors call it.
 
     Returns:
-        Bytes, 9/16 of the dense weight's for 16-bit values (5/8 for 8-bit; more below 32 rows,
-        which are padded), in a layout that is the library's own.
+        Bytes, 9/16 of the dense weight's for 16-bit values (5/8 for 8-bit; more for tiny
+        ones, which are padded), in a layout that is the library's own.
 
     Raises:
         InputError: if the library has no kernel for such a weight, or a group holds more than two.
