@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from esparse_lab.cli import app
 from esparse_lab.sweep import kept_cells, paired_table, parts_table, recorded_cells
 from esparse_lab.tables import REFERENCE, over_seeds, reference_ladder
+from esparse_lab.tasks import paired_difference
+from esparse_lab.tasks.paired import KEYS
 
 HOME = Path(__file__).parent.parent
 README = (HOME / "README.md").read_text()
@@ -238,3 +240,39 @@ def test_the_converted_model_and_its_memory_are_the_kept_ones():
     for model, words in (("LLaMA-7B", "fell from\n{} to {} GiB"), ("LLaMA-13B", "from {} to {} (")):
         both = (f"{held[model, form]:.2f}" for form in ("dense", "sparse"))
         assert words.format(*both) in README
+
+
+def test_zero_shot_accuracies_are_the_kept_ones():
+    said = (
+        EVIDENCE.split("* **Zero-shot**")[1].split("\n\n")[0].replace("\n ", "").replace("−", "-")
+    )
+    table = pd.read_csv(REFERENCE / "tables" / "zero_shot.accuracy.csv")
+    mean = table[(table.task == "mean") & (table.metric == "acc")].set_index("model").value
+    after = [mean[f"{name} 2:4, gns+lbs"] for name in ("wanda", "esparse", "sparsegpt")]
+    assert f"{mean['dense']:.1%} dense".replace("%", " %") in said
+    for name, words in (
+        ("wanda", "by Wanda"),
+        ("esparse", "by E-Sparse's"),
+        ("sparsegpt", "by Sp"),
+    ):
+        assert f"{mean[f'{name} 2:4']:.1%} {words}".replace("%", " %") in said
+    assert "{:.1f}, {:.1f} and {:.1f} %".format(*(100 * one for one in after)) in said
+    items = pd.read_parquet(REFERENCE / "tables" / "zero_shot.items.parquet")
+    assert f"{len(items[items.metric == 'acc']):,} questions" in said
+
+    def of(model):
+        return items[KEYS].assign(value=items[model].astype(float))
+
+    pairs = [
+        ("esparse 2:4", "wanda 2:4"),
+        ("esparse 2:4, gns+lbs", "wanda 2:4, gns+lbs"),
+        ("wanda 2:4, gns+lbs", "wanda 2:4"),
+        ("sparsegpt 2:4, gns+lbs", "sparsegpt 2:4"),
+    ]
+    words = re.findall(r"[-+][\d.]+ \[[-+][\d.]+, [-+][\d.]+\]", said)
+    assert len(words) == len(pairs)
+    for one, (model, other) in zip(words, pairs, strict=True):
+        found = paired_difference(of(model), of(other))
+        row = found[(found.task == "mean") & (found.metric == "acc")].squeeze()
+        difference, low, high = (100 * x for x in (row.difference, row.low, row.high))
+        assert one == f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
