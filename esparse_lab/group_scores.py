@@ -5,14 +5,13 @@ certain, and whoever stands in a's place adds what it has beyond `rival`, or the
 the group keeps secure + max(rival, newcomer), which `pairwise` sums for all newcomers at once.
 """
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from esparse_lab.threads import in_shares
+from esparse_lab.cpu_loops import Loop, compiled, in_shares
 
 # So many rows of a group are worked on at once: they stay in the nearest cache.
 ROWS_IN_CACHE = 512
@@ -29,15 +28,15 @@ def group_scores(x: Tensor, channels: Tensor, n: int) -> GroupScores:
         channels: the members of each group, int64 [group, m], m > n.
         n: how many a group keeps in each row.
     """
-    compiled = _compiled() if x.device.type == "cpu" else None
-    if compiled is None:
+    terms = _compiled() if x.device.type == "cpu" else None
+    if terms is None:
         return scores_inside(x[channels], n)
     groups, m = channels.shape
     rival = torch.empty(groups, m, x.shape[1])
     secure = torch.empty(groups, m)
     kept = torch.empty(groups, dtype=torch.float64)
     members, *found = (t.numpy() for t in (channels.contiguous(), rival, secure, kept))
-    in_shares(groups, lambda some: compiled(x.numpy(), members[some], n, *(t[some] for t in found)))
+    in_shares(groups, lambda some: terms(x.numpy(), members[some], n, *(t[some] for t in found)))
     return rival, secure, kept
 
 
@@ -67,12 +66,8 @@ def descending(x: Tensor) -> list[Tensor]:
 
 
 @cache
-def _compiled() -> Callable[..., None] | None:
+def _compiled() -> Loop | None:
     """`scores_inside` in one pass, compiled; None without numba."""
-    try:
-        import numba
-    except ImportError:
-        return None
 
     def terms(x, channels, n, rival, secure, kept):
         m, n_rows = channels.shape[1], x.shape[1]
@@ -111,8 +106,4 @@ def _compiled() -> Callable[..., None] | None:
                         total += best[row] - (own[row] if is_kept else bar[row])
                     secure[group, i] += total
 
-    options = {"fastmath": True, "nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(terms, cache=True, **options)
-    except RuntimeError:  # no folder for numba's cache can be written
-        return numba.njit(terms, **options)
+    return compiled(terms)

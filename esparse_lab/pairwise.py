@@ -5,14 +5,13 @@ is no matrix product. PyTorch's L1 distance gives it, since max(x, y) = (x + y +
 CPU a function that numba compiles is several times as fast, and is used where numba is installed.
 """
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from esparse_lab.threads import in_shares
+from esparse_lab.cpu_loops import Loop, compiled, in_shares
 
 # On a CPU, torch sums an L1 distance in one chain of dependent additions. Rows in pieces of this
 # many let neighbouring pairs overlap: twice as fast, and rounds less.
@@ -58,12 +57,8 @@ class MaximumSums:
 
 
 @cache
-def _compiled() -> Callable[[np.ndarray, np.ndarray, np.ndarray], None] | None:
+def _compiled() -> Loop | None:
     """out[a, c] += sum of max(x[c], y[a]) over rows, compiled; None without numba."""
-    try:
-        import numba
-    except ImportError:
-        return None
 
     def maximum_sums(x, y, out):
         def eight(x0, x1, x2, x3, y0, y1):
@@ -97,8 +92,4 @@ def _compiled() -> Callable[[np.ndarray, np.ndarray, np.ndarray], None] | None:
                             if a < last_y:
                                 out[a + 1, c + i] += second[i]
 
-    options = {"fastmath": True, "nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(maximum_sums, cache=True, **options)
-    except RuntimeError:  # no folder for numba's cache can be written
-        return numba.njit(maximum_sums, **options)
+    return compiled(maximum_sums)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from esparse_lab import group_scores as module
+from esparse_lab.cpu_loops import in_shares
 from esparse_lab.group_scores import descending, group_scores, scores_inside
-from esparse_lab.threads import in_shares
 
 
 @pytest.fixture(params=["numba", "torch"])

@@ -20,7 +20,7 @@ ROOMS = [
     ["channel_stats", "masks"],
     ["storage"],
     ["capture", "curvature"],
-    ["device_code", "threads"],
+    ["device_code", "cpu_loops"],
     ["group_scores"],
     ["methods", "reconstruction", "twin", "pairwise", "shuffle_kernel", "gathered_norm"],
     ["tuning"],
