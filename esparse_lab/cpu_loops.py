@@ -1,4 +1,4 @@
-"""Loops over numbers on CPU cores: compiled by numba, shared among as many threads as PyTorch has."""
+"""Loops over numbers on CPU cores: compiled by numba, on as many threads as PyTorch has."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
