@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from esparse_lab.errors import EsparseError, InputError
@@ -140,6 +140,8 @@ def _client(cluster: str | None, here: tuple) -> Iterator["Client"]:
         return
     with _local_cluster(*here) as local, distributed.Client(local) as client:
         yield client
+        with suppress(TimeoutError):  # a worker that is just being started again cannot be closed
+            client.wait_for_workers(len(local.worker_spec), timeout=30)
 
 
 @contextmanager
@@ -154,13 +156,15 @@ def _local_cluster(workers: int | None, most: int, device: str, memory_gib: floa
     each = {"MKL_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     own_gpu = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(count)]
     # memory_limit=None: Dask counts its own objects; it would pause a worker for a model's weights.
-    options = {"nthreads": 1, "memory_limit": None, "dashboard": False, "silence_logs": _QUIET}
+    # Without an address Dask takes port 8787 of every network, also where it shows no dashboard.
+    own_port = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    options = {"nthreads": 1, "memory_limit": None, "silence_logs": _QUIET} | own_port
     spec = {
         i: {"cls": Nanny, "options": options | {"env": each | own_gpu[i]}} for i in range(count)
     }
     scheduler = {
         "cls": Scheduler,
-        "options": {"host": "127.0.0.1", "port": 0, "dashboard": False},
+        "options": {"host": "127.0.0.1", "port": 0} | own_port,
     }
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1}),
