@@ -607,3 +607,21 @@ def test_processes_share_cores_and_memory():
 def test_the_examples_name_what_is_there(monkeypatch):
     for file in sorted((HOME / "data" / "sweeps").glob("*.yaml")):
         assert read_sweep(file).cells, file
+
+
+def test_a_local_cluster_listens_on_this_machine_alone():
+    psutil = pytest.importorskip("psutil")
+    pytest.importorskip("distributed")
+    from esparse_lab.sweep.execution import _local_cluster
+
+    def listening():
+        me = psutil.Process()
+        sockets = [c for p in (me, *me.children(recursive=True)) for c in p.net_connections("inet")]
+        return {c.laddr for c in sockets if c.status == psutil.CONN_LISTEN}
+
+    before = listening()
+    with _local_cluster(1, 1, "cpu", 0.1) as cluster, cluster.get_client() as client:
+        client.wait_for_workers(1, timeout=60)
+        opened = listening() - before
+    assert len(opened) >= 3
+    assert {address.ip for address in opened} == {"127.0.0.1"}

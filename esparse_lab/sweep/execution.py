@@ -156,16 +156,14 @@ def _local_cluster(workers: int | None, most: int, device: str, memory_gib: floa
     each = {"MKL_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     own_gpu = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(count)]
     # memory_limit=None: Dask counts its own objects; it would pause a worker for a model's weights.
-    # Without an address Dask takes port 8787 of every network, also where it shows no dashboard.
-    own_port = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
-    options = {"nthreads": 1, "memory_limit": None, "silence_logs": _QUIET} | own_port
+    own = {"host": "127.0.0.1", "dashboard": False}
+    options = own | {"nthreads": 1, "memory_limit": None, "silence_logs": _QUIET}
     spec = {
         i: {"cls": Nanny, "options": options | {"env": each | own_gpu[i]}} for i in range(count)
     }
-    scheduler = {
-        "cls": Scheduler,
-        "options": {"host": "127.0.0.1", "port": 0} | own_port,
-    }
+    # Without its address Dask takes port 8787 of every network, also where it shows no dashboard.
+    ports = {"port": 0, "dashboard_address": "127.0.0.1:0"}
+    scheduler = {"cls": Scheduler, "options": own | ports}
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1}),
         SpecCluster(workers=spec, scheduler=scheduler, silence_logs=_QUIET) as cluster,
