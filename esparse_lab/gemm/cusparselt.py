@@ -293,8 +293,8 @@ class Plan:
             EsparseError: the library refuses the algorithm; the plan is of no use then.
         """
         self.algorithm = algorithm
-        # The plan before is left to the process's end: what the library frees with it, the
-        # selection still uses.
+        # The plan before is left to the process's end: to destroy it and plan on from the same
+        # selection ended in a segmentation fault (0.8.0).
         self._made = [made for made in self._made if made[0] != _library().matmul_plan_destroy]
         try:
             self._plan()

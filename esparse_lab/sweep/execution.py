@@ -155,8 +155,8 @@ def _local_cluster(workers: int | None, most: int, device: str, memory_gib: floa
     threads = max(1, cores() // count)
     each = {"MKL_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     own_gpu = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(count)]
-    # memory_limit=None: Dask counts its own objects; it would pause a worker for a model's weights.
     own = {"host": "127.0.0.1", "dashboard": False}
+    # memory_limit=None: Dask counts its own objects; it would pause a worker for a model's weights.
     options = own | {"nthreads": 1, "memory_limit": None, "silence_logs": _QUIET}
     spec = {
         i: {"cls": Nanny, "options": options | {"env": each | own_gpu[i]}} for i in range(count)
