@@ -61,12 +61,23 @@ class BlockWalk:
         model: PreTrainedModel,
         tokens: Tensor,
         keep: Callable[[Tensor], Tensor] = torch.clone,
+        at_once: int | None = None,
     ) -> "BlockWalk":
-        """Embed `tokens`, int64 [sequence, position], and learn how the model calls its blocks."""
+        """Embed `tokens` and learn how the model calls its blocks.
+
+        Args:
+            model: a supported decoder.
+            tokens: int64 [sequence, position].
+            keep: copies a batch of hidden states to where it lives between blocks.
+            at_once: tokens of a batch, at least one sequence; None for what suits the device.
+        """
         check_tokens(model, tokens)
         blocks = transformer_blocks(model)
         hidden, arguments = [], []
-        for batch in tokens.split(sequences_at_once(model, tokens)):
+        count = sequences_at_once(model, tokens)
+        if at_once is not None:
+            count = max(1, at_once // tokens.shape[1])
+        for batch in tokens.split(count):
             first, own = _block_calls(model, blocks, batch.to(model.device))
             hidden.append(keep(first))
             arguments.append(next((other for other in arguments if _equal(other, own)), own))

@@ -129,6 +129,11 @@ class Recipe:
         return self.tuning is not None or self.objective == "output"
 
     @property
+    def tokens_at_once(self) -> int | None:
+        """How many calibration tokens run together, or None for what suits the device."""
+        return None if self.tuning is None else self.tuning.tokens
+
+    @property
     def reads_tokens(self) -> bool:
         """Whether the calibration tokens decide anything."""
         return self.needs is not None or self.allocation is not None
@@ -213,7 +218,9 @@ def prune_model(
     """
     check_tokens_given(tokens, recipe)
     blocks = transformer_blocks(model)
-    walk = None if recipe.needs is None else BlockWalk.start(model, tokens)
+    walk = None
+    if recipe.needs is not None:
+        walk = BlockWalk.start(model, tokens, at_once=recipe.tokens_at_once)
     twin = twin_of(walk, recipe)
     sparsities = layer_sparsities(model, tokens, recipe)
     plans = recipe_plans(model, recipe)

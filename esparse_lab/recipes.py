@@ -45,11 +45,18 @@ def recipe_label(recipe: Recipe) -> str:
     parts += [search_name(recipe.search)] if recipe.search is not None else []
     parts += ["by output"] if recipe.objective == "output" else []
     parts += ["reconstruct"] if recipe.reconstruct is not None else []
-    parts += ["tuned"] if recipe.tuning is not None else []
+    parts += [_tuned(recipe.tuning)] if recipe.tuning is not None else []
     parts += [f"calibration {recipe.calibration}"] if recipe.calibration != "sequential" else []
     parts += [repr(recipe.allocation)] if recipe.allocation is not None else []
     parts += [f"orders {recipe.orders}"] if recipe.orders != "mask" else []
     return ", ".join(parts)
+
+
+def _tuned(tuning: BlockTuning) -> str:
+    """The word for it, and its settings that are off the default."""
+    usual = vars(BlockTuning())
+    changed = [f"{name}={v}" for name, v in vars(tuning).items() if v != usual[name]]
+    return " ".join(["tuned", *changed])
 
 
 def flat_settings(method: PruningMethod) -> dict[str, object]:
@@ -104,7 +111,7 @@ def recipe_of(
     target: float | None = None,
     menu: str | None = None,
     orders: Orders = "mask",
-    tune: bool = False,
+    tune: bool | Mapping[str, float] = False,
     objective: Objective = "score",
 ) -> Recipe:
     """A recipe from the words of the command line.
@@ -121,7 +128,8 @@ def recipe_of(
         target: share of the weights that an allocation keeps; without it that of `pattern`.
         menu: what an allocation may give to a layer; without it unstructured shares.
         orders: which channel orders may be searched; see `Recipe`.
-        tune: move the kept weights of each block towards the dense model's output.
+        tune: move the kept weights of each block towards the dense model's output; a mapping gives
+            settings of `BlockTuning` by their names.
         objective: what decides between the searches of "best-of"; see `Recipe`.
 
     Raises:
@@ -151,7 +159,6 @@ def recipe_of(
         if can_be_ordered(sparsity, spread):
             search = BEST_SEARCH if _holds_groups(SEARCHES[BEST_SEARCH], sparsity) else "gns"
     solver = Reconstruction() if reconstruct else None
-    tuning = BlockTuning() if tune else None
     recipe = Recipe(
         method,
         sparsity,
@@ -160,7 +167,7 @@ def recipe_of(
         solver,
         spread,
         orders,
-        tuning,
+        _tuning(tune),
         objective,
     )
     if not _holds_groups(recipe.search, sparsity):
@@ -170,6 +177,20 @@ def recipe_of(
             "another pattern."
         )
     return recipe
+
+
+def _tuning(tune: bool | Mapping[str, float]) -> BlockTuning | None:
+    if not isinstance(tune, Mapping):
+        return BlockTuning() if tune else None
+    kinds = {f.name: f.type for f in fields(BlockTuning)}
+    for name, value in tune.items():
+        if name not in kinds:
+            raise unknown("setting of the tuning", str(name), kinds)
+        wanted = (int, float) if kinds[name] is float else (int,)
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            expected = "a number" if float in wanted else "a whole number"
+            raise InputError(f"tune: {name} got {value!r}, expected {expected}.")
+    return BlockTuning(**tune)
 
 
 def _holds_groups(search: OrderSearch | None, sparsity: Sparsity) -> bool:

@@ -242,7 +242,9 @@ def prune_checkpoint(
         sparsities = layer_sparsities(model, tokens, recipe)
         walk = None
         if recipe.needs is not None:
-            walk = BlockWalk.start(model, tokens, _keeper(activations, partial))
+            walk = BlockWalk.start(
+                model, tokens, _keeper(activations, partial), recipe.tokens_at_once
+            )
         twin = twin_of(walk, recipe)
         # Moves on with the weights as they were.
         dense = twin.walk if twin is not None else walk if recipe.calibration == "dense" else None

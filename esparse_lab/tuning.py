@@ -7,8 +7,6 @@ Source: the idea of Guo et al. 2024, "EBFT: Effective and Block-Wise Fine-Tuning
 arXiv 2402.12419; the error relative to each token and the step relative to the weights are ours.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +20,7 @@ from esparse_lab.twin import relative_error
 
 @dataclass(frozen=True)
 class BlockTuning:
-    """Adam on the kept weights of a block, in float32, a batch of the walk a step.
+    """Adam on the kept weights of a block, which it holds in float32.
 
     The loss is `twin.relative_error` against what the dense block returns.
 
@@ -30,22 +28,25 @@ class BlockTuning:
         epochs: passes over the calibration text.
         rate: first step, as a share of the root mean square of a matrix's kept weights; it falls to
             0 along a cosine.
+        tokens: of the text that a step reads; at least one sequence.
     """
 
     epochs: int = 10
     rate: float = 0.01
+    tokens: int = 2048
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or not self.rate > 0:
+        if self.epochs < 1 or self.tokens < 1 or not self.rate > 0:
             raise InputError(
-                f"epochs={self.epochs}, rate={self.rate}: expected at least 1 and above 0."
+                f"epochs={self.epochs}, rate={self.rate}, tokens={self.tokens}: expected epochs "
+                "and tokens of at least 1 and a rate above 0."
             )
 
     def tune(self, walk: BlockWalk, index: int, aims: list[Tensor]) -> tuple[float, float]:
         """Move the kept weights of block `index`, in place; dropped ones stay zero.
 
         Args:
-            walk: stands before the block.
+            walk: stands before the block; a step takes one of its batches.
             index: of the block, which is pruned.
             aims: what the dense model's block returned, one [sequence, position, channel] a batch.
 
@@ -69,7 +70,7 @@ class BlockTuning:
             {"params": [w], "lr": self.rate * float(_root_mean_square(w.detach(), kept[name]))}
             for name, w in tuned.items()
         ]
-        optimizer = torch.optim.Adam(groups)
+        optimizer = torch.optim.Adam(groups, fused=walk.device.type == "cuda")
         n_steps = self.epochs * len(aims)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
 
@@ -82,16 +83,18 @@ class BlockTuning:
             return relative_error(out, aims[number].to(walk.device))
 
         def mean_loss() -> float:
-            with torch.no_grad():
+            with torch.no_grad(), _tensor_cores(walk.device):
                 return sum(float(loss(number)) for number in range(len(aims))) / len(aims)
 
         before = mean_loss()
         shuffled = torch.Generator().manual_seed(0)
-        with torch.enable_grad(), _tensor_cores():
+        with torch.enable_grad():
             for _ in range(self.epochs):
                 for number in torch.randperm(len(aims), generator=shuffled).tolist():
                     optimizer.zero_grad()
-                    loss(number).backward()
+                    with _tensor_cores(walk.device):
+                        lost = loss(number)
+                    lost.backward()
                     optimizer.step()
                     schedule.step()
         after = mean_loss()
@@ -108,15 +111,9 @@ class BlockTuning:
         return before, after
 
 
-@contextmanager
-def _tensor_cores() -> Iterator[None]:
-    """Products of float32 may round their inputs (TF32): a step's own noise is far larger."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+def _tensor_cores(device: torch.device) -> torch.autocast:
+    """On a GPU products round their inputs to bfloat16: a step's own noise is far larger."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def _root_mean_square(weight: Tensor, kept: Tensor) -> Tensor:

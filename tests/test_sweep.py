@@ -178,6 +178,8 @@ def test_lists_multiply_and_searches_are_tried_where_there_are_groups(planned):
     assert len(sweep.cells) == (1 + 6 * 2) * 2
     again = planned(("- dense", "- dense\n  - {method: esparse, set: {alpha: [1, 3.0]}}"))
     assert [j.label for j in again.jobs][1:4:2] == ["esparse 2:4, alpha=1.0", "esparse 2:4"]
+    tuned = planned(("- dense", "- dense\n  - {method: wanda, tune: {epochs: [2, 10]}}"))
+    assert [j.label for j in tuned.jobs][1:3] == ["wanda 2:4, tuned epochs=2", "wanda 2:4, tuned"]
 
 
 @pytest.mark.parametrize(
@@ -185,6 +187,7 @@ def test_lists_multiply_and_searches_are_tried_where_there_are_groups(planned):
     [
         (("seeds:", "seds:"), "Did you mean 'seeds'?"),
         (("sequences: 4", "sequence: 4"), "Did you mean 'sequences'?"),
+        (("- dense", "- {method: wanda, tune: {epoch: 2}}"), "Did you mean 'epochs'?"),
         (("windows: 6", "window: 6"), "evaluations, entry 1: Unknown key"),
         (("pattern:", "patern:"), "Did you mean 'pattern'?"),
         (("magnitude, wanda", "magnitude, wonda"), "recipes, entry 2: Unknown method 'wonda'. Did"),

@@ -10,6 +10,7 @@ from esparse_lab import InputError, Magnitude, Pattern, Recipe, Wanda, prune_mod
 from esparse_lab.architectures import transformer_blocks
 from esparse_lab.capture import BlockWalk
 from esparse_lab.errors import EsparseError
+from esparse_lab.recipes import recipe_label, recipe_of
 from esparse_lab.tuning import BlockTuning
 
 TWO_FOUR = Pattern(2, 4)
@@ -128,10 +129,59 @@ def test_a_step_too_large_is_told(tokens):
         pruned("llama", tokens, replace(PLAIN, tuning=BlockTuning(epochs=2, rate=1e30)))
 
 
-@pytest.mark.parametrize("settings", [{"epochs": 0}, {"rate": 0.0}, {"rate": float("nan")}])
+def test_what_a_device_runs_at_once_decides_nothing(tokens, monkeypatch):
+    one, _ = pruned("llama", tokens, TUNED)
+    monkeypatch.setattr("esparse_lab.capture.TOKENS_AT_ONCE", {"cpu": 24})  # one sequence, not six
+    other, _ = pruned("llama", tokens, TUNED)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("at_once", "n_batches"), [(24, 6), (48, 3), (71, 3), (1, 6)])
+def test_a_step_reads_as_many_tokens_as_it_is_told(tokens, at_once, n_batches):
+    tuned = replace(PLAIN, tuning=BlockTuning(tokens=at_once))
+    walk = BlockWalk.start(random_model("llama"), tokens, at_once=tuned.tokens_at_once)
+    assert len(walk.hidden) == n_batches
+    assert torch.equal(
+        torch.cat(walk.hidden), BlockWalk.start(random_model("llama"), tokens).hidden[0]
+    )
+    assert PLAIN.tokens_at_once is None
+
+
+@pytest.mark.parametrize(
+    "settings", [{"epochs": 0}, {"rate": 0.0}, {"rate": float("nan")}, {"tokens": 0}]
+)
 def test_settings_that_do_nothing_are_refused(settings):
-    with pytest.raises(InputError, match="expected at least 1 and above 0"):
+    with pytest.raises(InputError, match="expected epochs and tokens of at least 1 and a rate"):
         BlockTuning(**settings)
+
+
+def test_a_recipe_in_words_may_set_the_tuning():
+    made = recipe_of(Wanda(), pattern="2:4", tune={"epochs": 3, "rate": 1, "tokens": 512})
+    assert made.tuning == BlockTuning(epochs=3, rate=1, tokens=512)
+    assert recipe_of(Wanda(), tune=True).tuning == BlockTuning()
+    assert recipe_of(Wanda(), tune=False).tuning is None
+
+
+@pytest.mark.parametrize(
+    ("tune", "said"),
+    [
+        ({"epoch": 3}, "Unknown setting of the tuning 'epoch'.*epochs"),
+        ({"epochs": 2.5}, "epochs got 2.5, expected a whole number"),
+        ({"rate": "fast"}, "rate got 'fast', expected a number"),
+        ({"tokens": True}, "tokens got True"),
+        ({"epochs": 0}, "at least 1"),
+    ],
+)
+def test_a_setting_that_is_none_is_told(tune, said):
+    with pytest.raises(InputError, match=said):
+        recipe_of(Wanda(), tune=tune)
+
+
+def test_a_label_tells_tunings_apart():
+    usual = recipe_label(replace(PLAIN, tuning=BlockTuning()))
+    assert usual == "wanda 2:4, tuned"
+    other = replace(PLAIN, tuning=BlockTuning(epochs=3, tokens=512))
+    assert recipe_label(other) == "wanda 2:4, tuned epochs=3 tokens=512"
 
 
 def test_the_dense_models_own_inputs_are_refused():

@@ -278,7 +278,7 @@ def _entries(given: dict, kind: str, path: Path) -> Iterator[dict]:
 def _product(entry: Mapping) -> Iterator[dict]:
     choices = []
     for key, value in entry.items():
-        if key == "set" and isinstance(value, Mapping):
+        if key in ("set", "tune") and isinstance(value, Mapping):
             value = list(_product(value))
         choices.append([(key, one) for one in (value if isinstance(value, list) else [value])])
     return map(dict, product(*choices))
