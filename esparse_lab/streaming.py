@@ -228,6 +228,11 @@ def prune_checkpoint(
             f"{recipe.allocation} measures the whole model before a layer is pruned, which "
             "streaming never holds. Take the uniform allocation, or prune in memory."
         )
+    if recipe.tuning is not None and recipe.tuning.ahead:
+        raise InputError(
+            f"{recipe.tuning} reads the next blocks, and streaming holds one at a time. Take "
+            "ahead=0, or prune in memory."
+        )
     if out.is_dir() and not any(out.iterdir()):
         out.rmdir()
     if out.exists():

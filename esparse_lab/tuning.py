@@ -7,7 +7,8 @@ Source: the idea of Guo et al. 2024, "EBFT: Effective and Block-Wise Fine-Tuning
 arXiv 2402.12419; the error relative to each token and the step relative to the weights are ours.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,31 +23,35 @@ from esparse_lab.twin import relative_error
 class BlockTuning:
     """Adam on the kept weights of a block, which it holds in float32.
 
-    The loss is `twin.relative_error` against what the dense block returns.
+    The loss is `twin.relative_error` against what the dense block returns; with `ahead`, the mean
+    of that and of the same behind each of the next blocks, which are dense.
 
     Attributes:
         epochs: passes over the calibration text.
         rate: first step, as a share of the root mean square of a matrix's kept weights; it falls to
             0 along a cosine.
         tokens: of the text that a step reads; at least one sequence.
+        ahead: how many of the next blocks count.
     """
 
     epochs: int = 10
     rate: float = 0.01
     tokens: int = 2048
+    ahead: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.tokens < 1 or not self.rate > 0:
+        if self.epochs < 1 or self.tokens < 1 or self.ahead < 0 or not self.rate > 0:
             raise InputError(
-                f"epochs={self.epochs}, rate={self.rate}, tokens={self.tokens}: expected epochs "
-                "and tokens of at least 1 and a rate above 0."
+                f"epochs={self.epochs}, rate={self.rate}, tokens={self.tokens}, ahead={self.ahead}"
+                ": expected epochs and tokens of at least 1, a rate above 0, ahead from 0 on."
             )
 
     def tune(self, walk: BlockWalk, index: int, aims: list[Tensor]) -> tuple[float, float]:
         """Move the kept weights of block `index`, in place; dropped ones stay zero.
 
         Args:
-            walk: stands before the block; a step takes one of its batches.
+            walk: stands before the block; a step takes one of its batches. The blocks behind it
+                that count are dense.
             index: of the block, which is pruned.
             aims: what the dense model's block returned, one [sequence, position, channel] a batch.
 
@@ -74,13 +79,19 @@ class BlockTuning:
         n_steps = self.epochs * len(aims)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
 
+        behind = list(_behind(walk, index, self.ahead, aims))
+
         def loss(number: int) -> Tensor:
             weights = values | {name: w * kept[name] for name, w in tuned.items()}
-            positional, keywords = _in_float32(walk.arguments[number][index])
-            hidden = walk.hidden[number].to(walk.device).float()
-            out = functional_call(block.module, weights, (hidden, *positional), keywords)
-            out = out[0] if isinstance(out, tuple) else out
-            return relative_error(out, aims[number].to(walk.device))
+            out = walk.hidden[number].to(walk.device).float()
+            total = out.new_zeros(())
+            for further, (of_block, targets) in enumerate([(weights, aims), *behind], start=index):
+                module = walk.blocks[further].module
+                positional, keywords = _in_float32(walk.arguments[number][further])
+                out = functional_call(module, of_block, (out, *positional), keywords)
+                out = out[0] if isinstance(out, tuple) else out
+                total = total + relative_error(out, targets[number].to(walk.device))
+            return total / (1 + len(behind))
 
         def mean_loss() -> float:
             with torch.no_grad(), _tensor_cores(walk.device):
@@ -109,6 +120,17 @@ class BlockTuning:
             for name, weight in tuned.items():
                 given[name].copy_(weight)
         return before, after
+
+
+def _behind(
+    walk: BlockWalk, index: int, count: int, aims: list[Tensor]
+) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
+    """Of each of the next `count` blocks: its weights, and what it makes of the dense model."""
+    dense = replace(walk, hidden=aims)
+    for further in range(index + 1, min(index + 1 + count, len(walk.blocks))):
+        dense = replace(dense, hidden=[walk.keep(out) for out in dense.run(further)])
+        parameters = walk.blocks[further].module.named_parameters()
+        yield {name: p.detach().float() for name, p in parameters}, dense.hidden
 
 
 def _tensor_cores(device: torch.device) -> torch.autocast:

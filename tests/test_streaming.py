@@ -250,6 +250,9 @@ def test_what_cannot_be_streamed_is_found_before_anything_is_made(source, tokens
     for allocation in (HessianSensitivity(0.5), OutlierShare(0.5)):
         with pytest.raises(InputError, match="measures the whole model"):
             stream(source, tmp_path / "out", tokens, Recipe(Wanda(), half, allocation=allocation))
+    ahead = Recipe(Wanda(), PATTERN, tuning=BlockTuning(ahead=1))
+    with pytest.raises(InputError, match="streaming holds one at a time"):
+        stream(source, tmp_path / "out", tokens, ahead)
     solved = Recipe(Magnitude(), half, reconstruct=Reconstruction())
     with pytest.raises(InputError, match=r"Recipe\(.* needs calibration tokens"):
         stream(source, tmp_path / "out", None, solved)

@@ -1,5 +1,6 @@
 """Tuning by its laws: masks stay, the block comes nearer to the dense one, nothing else moves."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -28,15 +29,23 @@ def pruned(model_type, tokens, recipe):
     return model, prune_model(model, tokens, recipe, progress=False)
 
 
+def ends(model, tokens):
+    """What each block returns."""
+    seen = []
+
+    def keep(_module, _args, out):
+        seen.append(out[0] if isinstance(out, tuple) else out)
+
+    with torch.no_grad(), ExitStack() as hooks:
+        for block in transformer_blocks(model):
+            hooks.enter_context(block.module.register_forward_hook(keep))
+        model(tokens, use_cache=False)
+    return seen
+
+
 def end(model, tokens):
     """What the last block returns."""
-    seen = []
-    hook = transformer_blocks(model)[-1].module.register_forward_hook(
-        lambda _module, _args, out: seen.append(out[0] if isinstance(out, tuple) else out)
-    )
-    with torch.no_grad(), hook:
-        model(tokens, use_cache=False)
-    return seen[0]
+    return ends(model, tokens)[-1]
 
 
 def distance(one, other):
@@ -50,8 +59,8 @@ def test_masks_stay_and_the_last_block_comes_nearer(model_type, tokens):
     plain, layers = pruned(model_type, tokens, PLAIN)
     tuned, same_layers = pruned(model_type, tokens, TUNED)
     dense = random_model(model_type)
-    ends = [end(m, tokens) for m in (plain, tuned, dense)]
-    assert distance(ends[1], ends[2]) < 0.95 * distance(ends[0], ends[2])
+    outs = [end(m, tokens) for m in (plain, tuned, dense)]
+    assert distance(outs[1], outs[2]) < 0.95 * distance(outs[0], outs[2])
     weights = dict(tuned.named_parameters())
     of_plain = dict(plain.named_parameters())
     prunable = {
@@ -100,6 +109,41 @@ def test_a_single_weight_goes_where_calculus_says(tokens):
     assert after == pytest.approx(distance(moved, aim), rel=1e-4)
 
 
+@pytest.mark.parametrize(("ahead", "n_counted"), [(0, 1), (1, 2), (9, 3)])
+def test_looking_ahead_the_next_dense_blocks_count_as_much(tokens, ahead, n_counted):
+    """The loss is the mean of the distances behind each block, all but the first being dense."""
+    model = random_model("llama")
+    first = transformer_blocks(model)[0]
+    dense = ends(model, tokens)
+    with torch.no_grad():
+        for layer in first.layers.values():
+            layer.weight.masked_fill_(~TWO_FOUR.mask(layer.weight.abs()), 0)
+    others = {n: p.clone() for n, p in model.named_parameters() if not n.startswith(first.name)}
+
+    def mean_distance():
+        pairs = list(zip(ends(model, tokens), dense, strict=True))[:n_counted]
+        return sum(distance(one, other) for one, other in pairs) / n_counted
+
+    untuned = mean_distance()
+    walk = BlockWalk.start(model, tokens)
+    before, after = BlockTuning(epochs=20, ahead=ahead).tune(walk, 0, [dense[0]])
+    assert before == pytest.approx(untuned, rel=1e-4)
+    assert after == pytest.approx(mean_distance(), rel=1e-4)
+    assert after < 0.9 * before
+    now = dict(model.named_parameters())
+    assert all(torch.equal(now[name], weight) for name, weight in others.items())
+
+
+def test_looking_ahead_brings_what_follows_nearer(tokens):
+    plain, near = (replace(PLAIN, tuning=BlockTuning(epochs=20, ahead=ahead)) for ahead in (0, 1))
+    dense = random_model("llama")
+    after = [
+        distance(end(pruned("llama", tokens, recipe)[0], tokens), end(dense, tokens))
+        for recipe in (plain, near)
+    ]
+    assert after[1] < after[0]
+
+
 def test_what_does_not_help_is_not_taken(tokens):
     """At the dense block itself nothing can be won: not one bit changes."""
     model = random_model("llama")
@@ -115,8 +159,8 @@ def test_a_method_without_statistics_is_tuned_too(tokens):
     dense, model = random_model("llama"), random_model("llama")
     prune_model(model, tokens, Recipe(Magnitude(), TWO_FOUR), progress=False)
     tuned, _ = pruned("llama", tokens, Recipe(Magnitude(), TWO_FOUR, tuning=BlockTuning(4)))
-    ends = [end(m, tokens) for m in (model, tuned, dense)]
-    assert distance(ends[1], ends[2]) < 0.95 * distance(ends[0], ends[2])
+    outs = [end(m, tokens) for m in (model, tuned, dense)]
+    assert distance(outs[1], outs[2]) < 0.95 * distance(outs[0], outs[2])
 
 
 def test_it_is_the_same_every_time(tokens):
@@ -148,10 +192,10 @@ def test_a_step_reads_as_many_tokens_as_it_is_told(tokens, at_once, n_batches):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"epochs": 0}, {"rate": 0.0}, {"rate": float("nan")}, {"tokens": 0}]
+    "settings", [{"epochs": 0}, {"rate": 0.0}, {"rate": float("nan")}, {"tokens": 0}, {"ahead": -1}]
 )
 def test_settings_that_do_nothing_are_refused(settings):
-    with pytest.raises(InputError, match="expected epochs and tokens of at least 1 and a rate"):
+    with pytest.raises(InputError, match="expected epochs and tokens of at least 1, a rate"):
         BlockTuning(**settings)
 
 
