@@ -506,13 +506,25 @@ def test_kept_sweeps_are_cells_with_losses(planned, monkeypatch, tmp_path):
         about = json.loads(cell.about)
         assert hashed(about) == cell.key
         assert np.exp(np.asarray(cell.nll, float).mean()) == pytest.approx(cell.perplexity)
-    for name in ("seeds", "ablation", "sensitivity"):
-        kept = pd.read_csv(REFERENCE / "tables" / f"sweep_{name}.summary.csv").set_index("recipe")
-        found = summary_table(cells[cells.recipe.isin(kept.index)]).set_index("recipe")
+    of_sweeps = [record.stem for record in REFERENCE.glob("records/sweep_*.json")]
+    assert {"sweep_seeds", "sweep_ablation", "sweep_sensitivity"} <= {*of_sweeps}
+    shown = set()
+    for name in of_sweeps:
+        kept = pd.read_csv(REFERENCE / "tables" / f"{name}.summary.csv").set_index("recipe")
+        of_one = kept_cells(name.removeprefix("sweep_"))
+        assert of_one.provenance.nunique() == 1
+        shown |= {*of_one.key}
+        found = summary_table(of_one).set_index("recipe")
         columns = ["perplexity", "spread", "seeds"]
         pd.testing.assert_frame_equal(
-            found.loc[kept.index, columns], kept[columns], check_index_type=False
+            found[columns], kept[columns], check_index_type=False
         )
+    assert shown == {*cells.key}
+    assert {*kept_cells("seeds", "objective").key} == {
+        *kept_cells("seeds").key,
+        *kept_cells("objective").key,
+    }
+    assert kept_cells("nothing").empty
     monkeypatch.setattr(recorded, "REFERENCE", tmp_path)
     pd.testing.assert_frame_equal(kept_cells(), recorded_cells())
 

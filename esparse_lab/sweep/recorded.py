@@ -10,10 +10,23 @@ from esparse_lab.sweep.plan import DENSE, hashed, planned_draws, text_words
 from esparse_lab.tables import REFERENCE, reference_ladder
 
 
-def kept_cells() -> pd.DataFrame:
-    """The cells of the kept sweeps, as from `load_cells`; those of a kept ladder where none are."""
+def kept_cells(*sweeps: str) -> pd.DataFrame:
+    """The cells of kept sweeps, as from `load_cells`; those of a kept ladder where none are.
+
+    Args:
+        sweeps: names of files in `data/sweeps`, such as "seeds"; one that is not kept adds nothing.
+            Without any, the cells of all.
+    """
     path = REFERENCE / "tables" / "sweeps.cells.parquet"
-    return pd.read_parquet(path) if path.is_file() else recorded_cells()
+    if not path.is_file():
+        return recorded_cells()
+    cells = pd.read_parquet(path)
+    if not sweeps:
+        return cells
+    records = [REFERENCE / "records" / f"sweep_{name}.json" for name in sweeps]
+    kept = [json.loads(record.read_text()) for record in records if record.is_file()]
+    keys = {key for record in kept for key in record["facts"]["cells"]}
+    return cells[cells.key.isin(keys)].reset_index(drop=True)
 
 
 def unmeasured(path: str | Path, cells: pd.DataFrame) -> pd.DataFrame:
