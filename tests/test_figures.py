@@ -855,3 +855,5 @@ def test_log_ticks_lie_on_round_numbers_within_the_data():
     assert seen == pytest.approx([5, 10, 20, 50, 100, 200, 500])
     assert style.log_axis([0.0]) == {"type": "log"}
     assert style.log_axis([3.21, 3.456])["tickvals"] == [3.21, 3.46]
+    assert style.log_axis([0.881, 1.22])["tickvals"] == [0.881, 1, 1.22]
+    assert style.log_axis([0.99, 1.22])["tickvals"] == [0.99, 1.22]  # names would touch

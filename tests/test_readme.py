@@ -58,15 +58,21 @@ def test_the_error_bars_are_the_kept_ones():
 
 
 def test_the_differences_are_the_kept_ones():
-    cells = kept_cells()
+    of_sweeps = [
+        kept_cells(*names) for names in (("seeds", "ablation"), ("objective",), ("ceiling",))
+    ]
+    by_output = ("wanda", "mask_descent", "sparsegpt")
     pairs = [
         *(("esparse 2:4", "wanda 2:4"), ("esparse 4:8", "wanda 4:8")),
         *(("esparse 2:4, gns+lbs", "wanda 2:4, gns+lbs"),),
         *(("esparse 4:8, gns+lbs", "wanda 4:8, gns+lbs"),),
         *(("wanda 2:4, gns+lbs", "wanda 2:4"), ("wanda 4:8, gns+lbs", "wanda 4:8")),
         *(("wanda 2:4, lbs", "wanda 2:4"), ("wanda 4:8, lbs", "wanda 4:8")),
+        *((f"{m} 2:4, best-of, by output", f"{m} 2:4, best-of") for m in by_output),
         *(("mask_descent 2:4", "wanda 2:4"), ("mask_descent 2:4, gns+lbs", "sparsegpt 2:4")),
-        *(("mask_descent 4:8, gns+lbs", "sparsegpt 4:8"), ("sparsegpt 2:4", "wanda 2:4")),
+        ("mask_descent 4:8, gns+lbs", "sparsegpt 4:8"),
+        ("mask_descent 2:4, best-of, by output", "sparsegpt 2:4"),
+        ("sparsegpt 2:4", "wanda 2:4"),
         *(("sparsegpt 2:4, gns+lbs", "sparsegpt 2:4"),),
         *(("isc 2:4, gns+lbs", "sparsegpt 2:4, gns+lbs"),),
     ]
@@ -76,7 +82,12 @@ def test_the_differences_are_the_kept_ones():
     )
     assert len(said) == len(pairs)
     for words, (recipe, baseline) in zip(said, pairs, strict=True):
-        (row,) = paired_table(cells[cells.recipe.isin([recipe, baseline])], baseline).itertuples()
+        both = next(
+            cells[cells.recipe.isin([recipe, baseline])]
+            for cells in of_sweeps
+            if {recipe, baseline} <= {*cells.recipe}
+        )
+        (row,) = paired_table(both, baseline).itertuples()
         wanted = (
             f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}] "
             f"({row.lowest:+.1f} to {row.highest:+.1f})"
@@ -113,6 +124,57 @@ def test_what_is_said_of_orders_and_alpha_is_kept():
     assert f"({swept['esparse 2:4, alpha=0.0']:,.0f})" in EVIDENCE
     ladder = over_seeds(reference_ladder()[0]).set_index(["method", "pattern", "search"])
     assert f"gave Wanda with GNS {ladder.perplexity['wanda', '2:4', 'gns']:.1f} in" in EVIDENCE
+
+
+def test_what_is_said_of_the_blocks_output_is_kept():
+    asked = kept_cells("objective")
+    seeds = asked[~asked.dense].pivot(index="seed", columns="recipe", values="perplexity")
+    seconds = asked.groupby("recipe").prune_seconds.median()
+    lower, times = [], []
+    for method in ("wanda", "mask_descent", "sparsegpt"):
+        plain, by_output = f"{method} 2:4, best-of", f"{method} 2:4, best-of, by output"
+        lower.append((seeds[by_output] < seeds[plain]).sum())
+        times.append(seconds[by_output] / seconds[plain])
+    assert "lower on {}, {} and {} of [five seeds]".format(*lower) in EVIDENCE
+    assert len(seeds) == 5
+    assert f"in {min(times):.1f} to {max(times):.1f} times the time" in EVIDENCE
+    masks = seeds["mask_descent 2:4, best-of, by output"].mean()
+    kept = pd.read_csv(REFERENCE / "tables" / "sweep_seeds.summary.csv").set_index("recipe")
+    plain = kept.perplexity["sparsegpt 2:4"]
+    assert f"come to {masks:.1f} at 2:4 (SparseGPT {plain:.1f})" in EVIDENCE
+
+
+def test_how_far_down_is_the_kept_one():
+    cells = kept_cells("ceiling")
+    mean = cells.groupby("recipe").perplexity.mean()
+    order = "sparsegpt 2:4, gns+lbs+assignment"
+    tuned = cells[cells.recipe == f"{order}, tuned ahead=1"]
+    said = EVIDENCE.split("* **How far down.**")[1].split("* **Zero-shot**")[0].replace("\n ", "")
+    assert f"dense {mean['dense']:.2f}): SparseGPT 2:4 {mean['sparsegpt 2:4']:.2f}," in said
+    assert f"GNS + LBS + assignment {mean[order]:.2f}," in said
+    ends = tuned.perplexity.min(), tuned.perplexity.max()
+    assert len(tuned) == 3
+    assert "**{:.2f}** ({:.2f} to {:.2f})".format(tuned.perplexity.mean(), *ends) in said
+    assert f"{tuned.perplexity.mean() / mean['dense']:.2f} times the dense" in said
+    assert tuned.prune_seconds.median() == pytest.approx(5 * 60, rel=0.1)
+    solved = mean[[r for r in mean.index if "reconstruct" in r]].min()
+    assert f"at a time reach {solved:.2f}." in said
+
+
+def test_what_is_said_of_the_papers_silence_is_kept():
+    paired = pd.read_csv(REFERENCE / "tables" / "sweep_sensitivity.paired.csv")
+    counts = []
+    for baseline in ("esparse 2:4", "esparse 4:8"):
+        others = paired[(paired.baseline == baseline) & ~paired.recipe.isin(["dense"])]
+        others = others[others.recipe.str.startswith(f"{baseline}, ")]
+        better = others[others.ratio_highest < 1]
+        counts += [(others.ratio_lowest > 1).sum(), len(better)]
+        assert len(others) == 16
+    assert counts[1] == 0
+    assert "Of 16 other choices that" in EVIDENCE
+    assert f"\n{counts[0]} are worse on [every seed]" in EVIDENCE
+    assert f"at 4:8 {counts[2]} are worse and {counts[3]} better" in EVIDENCE
+    assert f"by {1 - better.ratio.min():.1%} at most".replace("%", " %") in EVIDENCE
 
 
 def test_every_method_is_the_kept_one():
@@ -257,6 +319,9 @@ def test_zero_shot_accuracies_are_the_kept_ones():
     ):
         assert f"{mean[f'{name} 2:4']:.1%} {words}".replace("%", " %") in said
     assert "{:.1f}, {:.1f} and {:.1f} %".format(*(100 * one for one in after)) in said
+    assert f"by ISC then {mean['isc 2:4, gns+lbs']:.1%}".replace("%", " %") in said
+    solved = mean["mask_descent 2:4, gns+lbs, reconstruct"]
+    assert f"solved for {solved:.1%}".replace("%", " %") in said
     items = pd.read_parquet(REFERENCE / "tables" / "zero_shot.items.parquet")
     assert f"{len(items[items.metric == 'acc']):,} questions" in said
 

@@ -220,8 +220,12 @@ def log_axis(values: Iterable[float], *, headroom: float = 0.0) -> dict[str, obj
     decades = range(math.floor(low), math.ceil(high) + 1)
     steps = (1,) if high - low > 3.2 else (1, 2, 5) if high - low > 0.8 else (1, 1.5, 2, 3, 4, 5, 7)
     ticks = [s * 10.0**d for d in decades for s in steps]
-    if sum(low <= math.log10(t) <= high for t in ticks) < 2:  # a narrow range: name its ends
-        ticks = sorted({float(f"{drawn.min():.3g}"), float(f"{drawn.max():.3g}")})
+    within = [t for t in ticks if low <= math.log10(t) <= high]
+    if len(within) < 2:  # a narrow range: name its ends, and a round value well between them
+        ends = {float(f"{drawn.min():.3g}"), float(f"{drawn.max():.3g}")}
+        apart = 0.15 * (high - low)
+        between = {t for t in within if all(abs(math.log10(t / end)) > apart for end in ends)}
+        ticks = sorted(ends | between)
     return {
         "type": "log",
         "range": [low, high],
