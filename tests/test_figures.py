@@ -491,10 +491,14 @@ def test_costs_are_drawn_and_the_front_is_what_nothing_beats():
     }
     assert marks == {
         *((1.0, 50.0, "y"), (1.5, 60.0, "y"), (4.0, 30.0, "y"), (9.0, 29.0, "y")),
-        (1.0, 25.0, "y2"),
+        *((0.5, 60.0, "y2"), (0.5, 30.0, "y2"), (0.5, 29.0, "y2")),  # one has no known memory
+        *((1.0, 25.0, "y3"), (0.5, 25.0, "y4")),
     }
     fronts = [list(zip(t.x, t.y, strict=True)) for t in fig.data if t.mode == "lines"]
-    assert fronts == [[(1.0, 50.0), (4.0, 30.0), (9.0, 29.0)], [(1.0, 25.0)]]
+    of_seconds = [(1.0, 50.0), (4.0, 30.0), (9.0, 29.0)]
+    assert fronts == [of_seconds, [(0.5, 29.0)], [(1.0, 25.0)], [(0.5, 25.0)]]
+    without = F.cost_figure(costs().assign(peak_memory_gib=np.nan), most=1000)
+    assert {t.yaxis for t in without.data} == {"y", "y2"}
     # Named from the best on, and no two that are within a tenth of each other.
     written = {x.strip() for t in fig.data if t.text is not None for x in t.text if x.strip()}
     assert written == {"isc 29", "wanda 50", "wanda 25"}

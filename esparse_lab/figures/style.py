@@ -66,6 +66,7 @@ LABELS: dict[str, str] = {
     "perplexity": "perplexity (per token, log scale)",
     "perplexity_ratio": "perplexity over the baseline's (ratio, log scale)",
     "prune_seconds": "pruning the model (seconds, log scale)",
+    "peak_memory_gib": "peak GPU memory (GiB)",
     "rank_correlation": "rank correlation (−1 to 1)",
     "rank_gain": "ranks gained (positions)",
     "recovered_share": "recovered score (%)",
