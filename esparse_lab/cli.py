@@ -214,6 +214,12 @@ def prune(
             "slow without a GPU.",
         ),
     ] = False,
+    ahead: Annotated[
+        int,
+        typer.Option(
+            min=0, help="With --tune: how many of the next dense blocks count as much as the block."
+        ),
+    ] = 0,
     calibration: Annotated[
         str,
         typer.Option(
@@ -301,6 +307,8 @@ def prune(
     from esparse_lab.streaming import prune_checkpoint
 
     refuse_full_folder(out)
+    if ahead and not tune:
+        raise InputError("--ahead belongs to --tune: add that, or leave it out.")
     given = [*(setting or []), *([] if alpha is None else [f"alpha={alpha}"])]
     recipe = recipe_of(
         method_of(method, parse_assignments(given, "--set")),
@@ -312,7 +320,7 @@ def prune(
         target=target,
         menu=menu,
         orders=orders,
-        tune=tune,
+        tune={"ahead": ahead} if tune else False,
         objective=objective,
     )
     if activations is not None and not stream:

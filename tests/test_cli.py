@@ -120,6 +120,8 @@ def test_help_loads_no_torch():
         (["prune", "m", "--out", "o", *OTHER_GROUPS, "--search", "gns"], "has none such"),
         (["prune", "m", "--out", "o", "--target", "0.5"], "belong to an allocation"),
         (["prune", "m", "--out", "o", "--sequences", "0"], "Invalid value for '--sequences'"),
+        (["prune", "m", "--out", "o", "--ahead", "1"], "--ahead belongs to --tune"),
+        (["prune", "m", "--out", "o", "--tune", "--ahead", "-1"], "Invalid value for '--ahead'"),
         (["eval", "smolm2-135m"], "Did you mean 'smollm2-135m'?"),
         (["report", "--profile", "ful"], "Did you mean 'full'?"),
         (["report", "-p", "seed"], "expected name=value"),
@@ -198,6 +200,20 @@ def pruned(folder, out, *options):
     assert result.exit_code == 0, result.output
     model = AutoModelForCausalLM.from_pretrained(out)
     return model, json.loads((out / "recipe.json").read_text()), result.stdout
+
+
+def test_tuning_and_the_look_ahead_reach_the_recipe_and_the_weights(folder, tmp_path):
+    plain = ["--method", "wanda", "--search", "none"]
+    options = {"a": plain, "b": [*plain, "--tune"], "c": [*plain, "--tune", "--ahead", "1"]}
+    made = {name: pruned(folder, tmp_path / name, *given) for name, given in options.items()}
+    said = [facts["recipe"]["tuning"] for _, facts, _ in made.values()]
+    assert said[0] == "None"
+    assert [text.rpartition("ahead=")[2] for text in said[1:]] == ["0)", "1)"]
+    first = [model.model.layers[0].mlp.down_proj.weight for model, *_ in made.values()]
+    assert torch.equal(first[0] != 0, first[1] != 0)  # masks stay
+    assert torch.equal(first[0] != 0, first[2] != 0)
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[1], first[2])
 
 
 def test_settings_and_solving_reach_the_recipe_and_the_weights(folder, tmp_path):
