@@ -767,7 +767,8 @@ def sweep(
         cells = load_cells(folder).loc[lambda frame: frame.key.isin(keys)]
         tables = {"summary": summary_table(cells)}
         try:
-            tables["paired"] = paired_table(cells, plan.baseline)
+            paired = paired_table(cells, plan.baseline)
+            tables |= {"paired": paired} if len(paired) else {}
         except InputError as error:  # cells that failed may leave nothing to compare
             warnings.warn(f"No paired differences: {error}", stacklevel=1)
         for name, table in tables.items():

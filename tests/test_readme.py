@@ -144,12 +144,27 @@ def test_what_is_said_of_the_blocks_output_is_kept():
     assert f"come to {masks:.1f} at 2:4 (SparseGPT {plain:.1f})" in EVIDENCE
 
 
+def test_what_is_said_of_calibration_text_is_kept():
+    kept = pd.read_csv(REFERENCE / "tables" / "sweep_calibration.summary.csv")
+    kept = kept[kept.recipe == "wanda 2:4"]
+    assert set(kept.seeds) == {3}
+    ends = kept.groupby(kept.calibration_text.str.split().str[0]).perplexity.agg(["min", "max"])
+    said = EVIDENCE.split("* **Calibration text.**")[1].split("* **Zero-shot**")[0]
+    texts = {
+        "wikipedia": "Wikipedia's own",
+        "wiki.valid.raw": "WikiText-2",
+        "c4_sample.jsonl": "C4",
+    }
+    for text, words in texts.items():
+        assert f"{ends['min'][text]:.1f} to {ends['max'][text]:.1f} by {words}" in said
+
+
 def test_how_far_down_is_the_kept_one():
     cells = kept_cells("ceiling")
     mean = cells.groupby("recipe").perplexity.mean()
     order = "sparsegpt 2:4, gns+lbs+assignment"
     tuned = cells[cells.recipe == f"{order}, tuned ahead=1"]
-    said = EVIDENCE.split("* **How far down.**")[1].split("* **Zero-shot**")[0].replace("\n ", "")
+    said = EVIDENCE.split("* **How far down.**")[1].split("* **Calibration")[0].replace("\n ", "")
     assert f"dense {mean['dense']:.2f}): SparseGPT 2:4 {mean['sparsegpt 2:4']:.2f}," in said
     assert f"GNS + LBS + assignment {mean[order]:.2f}," in said
     ends = tuned.perplexity.min(), tuned.perplexity.max()

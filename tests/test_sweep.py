@@ -398,6 +398,15 @@ def test_the_command_lists_measures_and_tabulates(planned, tmp_path):
     assert (bad.exit_code, "give one of them" in bad.stderr) == (2, True)
 
 
+def test_one_recipe_alone_has_no_table_of_differences(planned, tmp_path):
+    planned(('  - {method: [magnitude, wanda], pattern: ["2:4", "4:8"]}', "  - wanda"))
+    out = tmp_path / "out"
+    done = esparse("sweep", tmp_path / "tiny_sweep.yaml", "--out", out, "--workers", 0)
+    assert done.exit_code == 0, done.stderr
+    assert "Empty" not in done.stdout
+    assert not (out / "tables" / "tiny_sweep.paired.csv").exists()
+
+
 def test_differences_are_paired_by_seed_and_window(planned, tmp_path):
     run_sweep(planned(), tmp_path, workers=0)
     cells = load_cells(tmp_path)
