@@ -753,6 +753,12 @@ def test_paired_figure_shows_points_and_intervals_a_row_a_task():
     assert all(w < e for w, e in zip(wanda.y, esparse.y, strict=True))
 
 
+def test_more_models_than_colours_are_still_told_apart():
+    many = pd.concat([paired()[:4].assign(model=f"model {n}") for n in range(12)])
+    marks = [(t.marker.color, t.marker.symbol) for t in F.paired_figure(many).data if t.showlegend]
+    assert len(set(marks)) == len(marks) == 12
+
+
 def test_seeds_figure_shows_every_seed_its_mean_and_its_spread():
     fig = F.seeds_figure(seeds())
     points, means, *_ = fig.data

@@ -141,7 +141,7 @@ def test_what_is_said_of_the_blocks_output_is_kept():
     masks = seeds["mask_descent 2:4, best-of, by output"].mean()
     kept = pd.read_csv(REFERENCE / "tables" / "sweep_seeds.summary.csv").set_index("recipe")
     plain = kept.perplexity["sparsegpt 2:4"]
-    assert f"come to {masks:.1f} at 2:4 (SparseGPT {plain:.1f})" in EVIDENCE
+    assert f"come to {masks:.1f} at 2:4 (SparseGPT {plain:.1f};" in EVIDENCE
 
 
 def test_what_is_said_of_calibration_text_is_kept():

@@ -53,6 +53,7 @@ def paired_figure(frame: pd.DataFrame, *, title: str = "", caption: str = "") ->
             one = frame[(frame["metric"] == metric) & (frame["model"] == model)]
             percent = {name: 100 * one[name] for name in numbers}
             apart = _MARK * (place - (len(models) - 1) / 2) / row_height
+            symbol = SYMBOLS[look] + "-open" * (place // len(OKABE_ITO) % 2)  # beyond the palette
             figure.add_scatter(
                 x=percent["difference"],
                 y=places.reindex(one["task"]).to_numpy() + apart,
@@ -63,7 +64,7 @@ def paired_figure(frame: pd.DataFrame, *, title: str = "", caption: str = "") ->
                     "thickness": 1.4,
                     "width": 3,
                 },
-                marker={"color": OKABE_ITO[look], "symbol": SYMBOLS[look], "size": 9},
+                marker={"color": OKABE_ITO[look], "symbol": symbol, "size": 9},
                 customdata=[
                     f"{plain(r.task)}: {100 * r.low:+.1f} to {100 * r.high:+.1f}"
                     for r in one.itertuples()
