@@ -10,7 +10,7 @@ from torch import Tensor
 
 from esparse_lab.errors import unknown
 from esparse_lab.masks import Pattern
-from esparse_lab.optimum import optimal_order, recoverable
+from esparse_lab.optimum import Recoverable, optimal_order, recoverable
 from esparse_lab.permutation import (
     ChannelOrder,
     OrderSearch,
@@ -102,7 +102,8 @@ def optimality_table(
         pieces: of each layer at most.
 
     Columns: layer, search ("optimum" last), retained_share (0 to 1), of_optimum and of_bound: the
-    share that the search won of what the best order wins, and of what the row-wise bound allows.
+    share that the search won of what the best order wins, and of what the row-wise bound allows;
+    both missing where nothing can be won.
     """
     rows = []
     for layer, of_layer in scores.items():
@@ -111,8 +112,8 @@ def optimality_table(
         weights = torch.tensor([float(piece.sum(dtype=torch.float64)) for piece in cut])
         weights = weights / weights.sum().clamp_min(1e-300)
         limits = [recoverable(piece, pattern) for piece in cut]
-        stored = sum(w * limit.stored for w, limit in zip(weights, limits, strict=True))
-        bound = sum(w * limit.bound for w, limit in zip(weights, limits, strict=True))
+        stored = float(sum(w * limit.stored for w, limit in zip(weights, limits, strict=True)))
+        bound = float(sum(w * limit.bound for w, limit in zip(weights, limits, strict=True)))
         kept = {}
         for label in (*searches, "optimum"):
             orders = [
@@ -122,11 +123,10 @@ def optimality_table(
                 for piece in cut
             ]
             shares = (retained_share(p, pattern, o) for p, o in zip(cut, orders, strict=True))
-            kept[label] = sum(w * share for w, share in zip(weights, shares, strict=True))
+            kept[label] = float(sum(w * share for w, share in zip(weights, shares, strict=True)))
+        ends = Recoverable(stored, kept["optimum"]), Recoverable(stored, bound)
         for label, share in kept.items():
-            won = share - stored
-            gains = (won / (kept["optimum"] - stored), won / (bound - stored))
-            rows.append((layer, label, float(share), *map(float, gains)))
+            rows.append((layer, label, share, *(end.recovered(share) for end in ends)))
     return pd.DataFrame(
         rows, columns=["layer", "search", "retained_share", "of_optimum", "of_bound"]
     )

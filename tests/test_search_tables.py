@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import torch
 from oracles import layer_case
 from plain_orders import kept_score
 
@@ -80,6 +81,15 @@ def test_the_optimum_is_found_piece_by_piece(scores):
     assert table.of_bound["optimum"] == pytest.approx(won, rel=1e-3)
     assert table.of_optimum["none"] == pytest.approx(0, abs=1e-6)
     assert 0 < table.of_optimum["gns+lbs"] <= 1
+
+
+def test_where_nothing_is_dropped_there_is_nothing_to_win(scores):
+    """A model that is N:M already: its stored order is the best there is."""
+    mask = (torch.arange(scores.shape[1]) % 4 < 2).float()
+    table = optimality_table({"a": scores * mask}, PATTERN, SEARCHES, channels=8, pieces=2)
+    table = table.set_index("search")
+    assert table.retained_share["none"] == table.retained_share["optimum"] == 1
+    assert table[["of_optimum", "of_bound"]].isna().all(axis=None)
 
 
 def test_proxies_are_those_of_the_orders():
