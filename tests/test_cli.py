@@ -11,8 +11,9 @@ from typing import get_args
 import nbformat
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
+from tiny_models import byte_tokenizer
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 from typer.testing import CliRunner
 
 import esparse_lab.reports
@@ -35,11 +36,7 @@ def esparse(*arguments):
 def folder(tmp_path_factory):
     """A tiny Llama with a byte tokenizer, and a text."""
     folder = tmp_path_factory.mktemp("cli")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder / "tiny")
+    byte_tokenizer().save_pretrained(folder / "tiny")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=256,

@@ -4,9 +4,7 @@ import json
 
 import nbformat
 import torch
-from tiny_models import random_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tiny_models import byte_tokenizer, random_model
 
 from esparse_lab import Magnitude, Pattern, Recipe, prune_model
 from esparse_lab.reports import NOTEBOOKS
@@ -19,11 +17,7 @@ def test_the_notebook_of_a_model_that_is_pruned_already(tmp_path, monkeypatch):
     model = random_model("llama")
     prune_model(model, None, Recipe(Magnitude(), Pattern(2, 4)), progress=False)
     model.save_pretrained(tmp_path / "tiny")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path / "tiny")
+    byte_tokenizer().save_pretrained(tmp_path / "tiny")
     (tmp_path / "text.txt").write_text("What a model reads is a row of numbers. " * 20)
     source = NOTEBOOKS / "03_channel_permutation.ipynb"
     values = {name: each.default for name, each in notebook_parameters(source).items()} | {

@@ -15,9 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 from scipy import stats
-from tiny_models import random_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tiny_models import byte_tokenizer, random_model
 from typer.testing import CliRunner
 
 from esparse_lab import InputError, Pattern, Recipe, Wanda, perplexity, prune_model, token_windows
@@ -65,11 +63,7 @@ N_CELLS = 1 + 2 + 2 * 2  # dense, magnitude without seeds, Wanda with them
 def home(tmp_path_factory):
     """A tiny model with a byte tokenizer, and a text."""
     home = tmp_path_factory.mktemp("sweep")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(home / "tiny")
+    byte_tokenizer().save_pretrained(home / "tiny")
     random_model("llama").save_pretrained(home / "tiny")
     (home / "text.txt").write_text("What a model reads is a row of numbers. " * 20)
     return home

@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import binom, binomtest
-from tiny_models import TINY_CONFIGS, random_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tiny_models import TINY_CONFIGS, byte_tokenizer, random_model
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
@@ -134,11 +133,7 @@ def data(tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="a")
+    return byte_tokenizer(eos_token="a")
 
 
 def lively(model_type: str, **changes):

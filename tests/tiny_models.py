@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -19,6 +20,7 @@ from transformers import (
     OPTConfig,
     Phi3Config,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2MoeConfig,
     Qwen3Config,
@@ -89,3 +91,12 @@ def random_model(model_type: str, seed: int = 0, **changes) -> PreTrainedModel:
     for name, value in changes.items():
         setattr(config, name, value)
     return AutoModelForCausalLM.from_config(config).eval()
+
+
+def byte_tokenizer(**special: str) -> PreTrainedTokenizerFast:
+    """One token a byte; `special` names special tokens, such as `eos_token`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)

@@ -8,8 +8,8 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from tiny_models import byte_tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from esparse_lab.reports import NOTEBOOKS
 from esparse_lab.reports.execute import run_notebook
@@ -157,10 +157,7 @@ def numpy(tensor):
 def parameters(tmp_path_factory) -> dict[str, object]:
     """A tiny Llama with a byte tokenizer, a text, and the smallest sizes."""
     folder = tmp_path_factory.mktemp("taught")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder / "tiny")
+    byte_tokenizer().save_pretrained(folder / "tiny")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=256,
