@@ -74,8 +74,9 @@ class BlockWalk:
         check_tokens(model, tokens)
         blocks = transformer_blocks(model)
         hidden, arguments = [], []
-        count = sequences_at_once(model, tokens)
-        if at_once is not None:
+        if at_once is None:
+            count = sequences_at_once(model, tokens)
+        else:
             count = max(1, at_once // tokens.shape[1])
         for batch in tokens.split(count):
             first, own = _block_calls(model, blocks, batch.to(model.device))

@@ -768,7 +768,8 @@ def sweep(
         tables = {"summary": summary_table(cells)}
         try:
             paired = paired_table(cells, plan.baseline)
-            tables |= {"paired": paired} if len(paired) else {}
+            if len(paired):
+                tables["paired"] = paired
         except InputError as error:  # cells that failed may leave nothing to compare
             warnings.warn(f"No paired differences: {error}", stacklevel=1)
         for name, table in tables.items():
